@@ -1,0 +1,1 @@
+"""Contracts that both halves share: errors, keys, tables, boxes, masks, vocabulary, provenance."""

@@ -1,0 +1,52 @@
+"""Boxes in pixel-edge coordinates; no other file converts or clips them.
+
+xywh is (left, top, width, height), xyxy is (left, top, right, bottom); the right and bottom
+edges are exclusive, so a one-pixel box has width 1. SA-1B's own `bbox` is one less in width
+and height than this: boxes are taken from masks, never from its json.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+Boxes = npt.NDArray[np.floating]
+
+
+def xywh_to_xyxy(boxes: Boxes) -> Boxes:
+    """[..., 4] xywh -> [..., 4] xyxy, same dtype."""
+    boxes = np.asarray(boxes)
+    return np.concatenate([boxes[..., :2], boxes[..., :2] + boxes[..., 2:]], axis=-1)
+
+
+def xyxy_to_xywh(boxes: Boxes) -> Boxes:
+    """[..., 4] xyxy -> [..., 4] xywh, same dtype."""
+    boxes = np.asarray(boxes)
+    return np.concatenate([boxes[..., :2], boxes[..., 2:] - boxes[..., :2]], axis=-1)
+
+
+def clip_xyxy(boxes: Boxes, size_hw: tuple[int, int]) -> Boxes:
+    """Boxes cut to the image; one wholly outside gets width or height 0.
+
+    Args:
+        boxes: [..., 4] xyxy, px.
+        size_hw: image height and width, px.
+    """
+    height, width = size_hw
+    limits = np.asarray([width, height, width, height], dtype=np.asarray(boxes).dtype)
+    return np.clip(boxes, 0, limits)
+
+
+def area_xyxy(boxes: Boxes) -> Boxes:
+    """[...] areas in px^2; 0 for a box with a negative side."""
+    sides = np.clip(np.asarray(boxes)[..., 2:] - np.asarray(boxes)[..., :2], 0, None)
+    return sides[..., 0] * sides[..., 1]
+
+
+def iou_xyxy(a: Boxes, b: Boxes) -> npt.NDArray[np.float64]:
+    """[N, M] intersection over union of boxes a [N, 4] and b [M, 4]; 0 where both are empty."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    sides = np.clip(high - low, 0, None)
+    inter = sides[..., 0] * sides[..., 1]
+    union = area_xyxy(a)[:, None] + area_xyxy(b)[None, :] - inter
+    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)
