@@ -1,0 +1,1 @@
+"""Commands: parse, wire, print one summary."""

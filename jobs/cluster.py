@@ -1,0 +1,51 @@
+"""Where Ray comes from: a local one that this command starts and ends, or a running cluster."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tap_engine.schemas.errors import ConfigError
+
+
+@contextmanager
+def ray_session(address: str | None, cpus: int | None, wheel: str | None) -> Iterator[None]:
+    """Connect to Ray for the time of one job.
+
+    Args:
+        address: of a running cluster ("auto", "ray://...", "host:6379"); None starts Ray here.
+        cpus: how many CPUs a local Ray may use; None for all.
+        wheel: file of this package's wheel to install on a cluster's workers; None where it is
+            part of their image.
+    """
+    # Ray would otherwise re-create a `uv run` environment on every worker.
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+    # Its C++ core prints notes for Ray's developers at error level.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray starts its own processes by fork and exec, which Lance cannot tell from a fork.
+    warnings.filterwarnings("ignore", message="lance is not fork-safe")
+    import ray
+
+    if address and cpus:
+        raise ConfigError("--cpus is for a local Ray; a running cluster has its own")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if wheel:
+        if not Path(wheel).is_file():
+            raise ConfigError(f"no wheel {wheel!r}; `make wheel` writes one to dist/")
+        options["runtime_env"] = {"py_modules": [wheel]}
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        options["address"] = address
+    else:
+        options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    try:
+        ray.init(**options)
+    except ConnectionError as error:
+        raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

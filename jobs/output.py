@@ -1,0 +1,224 @@
+"""What commands print: errors in one line, summaries a person can act on."""
+
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tap_engine.pipeline.build import Summary
+    from tap_engine.pipeline.estimate import Estimate
+    from tap_engine.pipeline.inspection import RegionView, StoreOverview
+
+FAILED = 1
+INTERRUPTED = 130
+
+
+@contextmanager
+def command_errors() -> Iterator[None]:
+    """Turn errors that a user can mend into a message and exit code 1, without a traceback."""
+    from tap_engine.schemas.errors import TapError
+
+    try:
+        yield
+    except TapError as error:
+        typer.echo(f"{type(error).__name__}: {error}", err=True)
+        sys.exit(FAILED)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; the same command continues", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def print_build_summary(summary: "Summary", out: str) -> None:
+    """Counts, seconds by stage, what was left out, and what to run next."""
+    typer.echo(
+        f"built {summary.images:,} images and {summary.regions:,} regions in "
+        f"{summary.seconds:.1f} s ({summary.built_before:,} of {summary.total_images:,} images "
+        "were there before)"
+    )
+    if summary.stage_seconds:
+        stages = ", ".join(f"{name} {spent:.1f}" for name, spent in summary.stage_seconds.items())
+        typer.echo(f"seconds by stage, all workers together: {stages}")
+    left_out = summary.rejected_images + summary.rejected_regions
+    if left_out:
+        reasons = ", ".join(f"{count:,} {name}" for name, count in summary.rejects.most_common())
+        typer.echo(f"left out: {left_out:,} ({reasons}); see table `rejects`")
+    for failure in summary.failed:
+        typer.echo(f"FAILED unit, tried again by the same command: {failure}", err=True)
+    typer.echo(f"next: tap-data verify {out}")
+
+
+def print_estimate(found: "Estimate", out: str) -> None:
+    """The plan of a build and its cost."""
+    from tap_engine.pipeline.estimate import gigabytes
+
+    about = "" if found.exact else "about "
+    typer.echo(
+        f"input: {found.shards:,} shards of {gigabytes(found.shard_bytes)}, {about}"
+        f"{found.images:,} images, about {found.regions:,} regions "
+        f"(from {found.sampled_images} sampled images)"
+    )
+    typer.echo(f"store: about {gigabytes(found.store_bytes)} at {out}")
+    typer.echo(
+        f"crops: {1000 * found.prepare_s:.1f} core-ms an image to read, decode and crop, "
+        f"{found.core_hours:,.2f} core-hours in all"
+    )
+    if found.crops_per_s and found.teacher_hours is not None:
+        typer.echo(
+            f"teacher: {found.crops_per_s:,.0f} crops/s on {found.device} here, "
+            f"{found.teacher_hours:,.2f} device-hours in all"
+        )
+    if found.layout:
+        typer.echo(f"this machine would start {found.layout.describe()}")
+    for warning in found.warnings:
+        typer.echo(f"WARNING: {warning}")
+    typer.echo("nothing was written; the same command without --dry-run builds")
+
+
+def print_overview(found: "StoreOverview", as_json: bool) -> None:
+    """Rows, columns, sources, rejects and provenance of a store."""
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=1))
+        return
+    for table, rows in found.rows.items():
+        typer.echo(f"{table}: {rows:,} rows")
+        for column in found.columns[table]:
+            typer.echo(f"    {column}")
+    sources = ", ".join(f"{name} {count:,}" for name, count in found.sources.items())
+    typer.echo(f"images by source: {sources or 'none'}, in {found.units:,} units")
+    reasons = ", ".join(f"{name} {count:,}" for name, count in found.rejects.items())
+    typer.echo(f"rejects: {reasons or 'none'}")
+    for part, value in (*found.settings.items(), ("made", found.made)):
+        typer.echo(f"{part}: {json.dumps(value)}")
+
+
+def print_region(region: "RegionView", path: str, as_json: bool) -> None:
+    """One region's row and concepts."""
+    concepts = [{"name": name, "probability": round(share, 4)} for name, share in region.concepts]
+    if as_json:
+        typer.echo(json.dumps({**region.row, "concepts": concepts, "picture": path}))
+        return
+    for name, value in region.row.items():
+        typer.echo(f"{name}: {value}")
+    for name, share in region.concepts:
+        typer.echo(f"    {share:7.3f}  {name}")
+    typer.echo(f"picture: {path}")
+
+
+def write_rows(batches: Iterable["pa.RecordBatch"], format_: str, out: str | None) -> None:
+    """Rows as a text table, json lines, csv or parquet; batch by batch but for the text table.
+
+    Raises:
+        ConfigError: an unknown format, or parquet to the screen.
+    """
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    from tap_engine.schemas.errors import ConfigError
+    from tap_engine.schemas.filesystem import open_filesystem
+
+    if format_ not in ("table", "json", "csv", "parquet"):
+        raise ConfigError(f"--format must be table, json, csv or parquet, got {format_!r}")
+    if format_ == "parquet" and out is None:
+        raise ConfigError("--format parquet needs --out FILE")
+    batches = iter(batches)
+    first = next(batches)  # before the file is made: a bad filter must not leave an empty one
+    count = 0
+
+    def all_batches() -> Iterator["pa.RecordBatch"]:
+        nonlocal count
+        for batch in itertools.chain([first], batches):
+            count += batch.num_rows
+            yield batch
+
+    if out is None and format_ in ("table", "json"):
+        rows = (row for batch in all_batches() for row in batch.to_pylist())
+        lines = (
+            _text_table(first.schema.names, list(rows))
+            if format_ == "table"
+            else (json.dumps(row, default=_plain) for row in rows)
+        )
+        for line in lines:
+            typer.echo(line)
+        return
+    sink: Any
+    if out is None:
+        sink = pa.PythonFile(sys.stdout.buffer, mode="w")
+    else:
+        filesystem, path = open_filesystem(out)
+        sink = filesystem.open_output_stream(path)
+    with sink:
+        if format_ == "parquet":
+            with pa.parquet.ParquetWriter(sink, first.schema) as parquet:
+                for batch in all_batches():
+                    parquet.write_batch(batch)
+        elif format_ == "csv":
+            flat = _flat_schema(first.schema)
+            with pa.csv.CSVWriter(sink, flat) as csv:
+                for batch in all_batches():
+                    csv.write_batch(_flat_batch(batch, flat))
+        else:
+            for batch in all_batches():
+                for row in batch.to_pylist():
+                    sink.write((json.dumps(row, default=_plain) + "\n").encode())
+    if out is not None:
+        typer.echo(f"wrote {count:,} rows to {out}", err=True)
+
+
+def _text_table(names: list[str], rows: list[dict[str, Any]]) -> Iterator[str]:
+    cells = [[_cell(row[name]) for name in names] for row in rows]
+    widths = [max(len(cell) for cell in column) for column in zip(names, *cells, strict=True)]
+    for line in (names, ["-" * width for width in widths], *cells):
+        yield "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip()
+    yield f"{len(rows):,} rows"
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        shown = ", ".join(_cell(item) for item in value[:8])
+        return f"[{shown}{', ...' if len(value) > 8 else ''}]"
+    if isinstance(value, bytes):
+        return f"{len(value)} bytes"
+    return "" if value is None else str(value)
+
+
+def _plain(value: Any) -> Any:
+    """Bytes of an RLE are ASCII; anything else json does not know is shown as text."""
+    return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
+
+
+def _flat_schema(schema: "pa.Schema") -> "pa.Schema":
+    """CSV knows no lists and no dictionaries: they become text."""
+    import pyarrow as pa
+
+    nested = (pa.types.is_nested, pa.types.is_dictionary, pa.types.is_binary)
+    return pa.schema(
+        [
+            pa.field(f.name, pa.string()) if any(is_a(f.type) for is_a in nested) else f
+            for f in schema
+        ]
+    )
+
+
+def _flat_batch(batch: "pa.RecordBatch", flat: "pa.Schema") -> "pa.RecordBatch":
+    import pyarrow as pa
+
+    columns = []
+    for field, column in zip(flat, batch.columns, strict=True):
+        if field.type == column.type:
+            columns.append(column)
+        else:
+            values = (_plain(v) if isinstance(v, bytes) else v for v in column.to_pylist())
+            texts = [v if isinstance(v, str) else json.dumps(v, default=_plain) for v in values]
+            columns.append(pa.array(texts, pa.string()))
+    return pa.record_batch(columns, schema=flat)

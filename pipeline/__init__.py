@@ -1,0 +1,1 @@
+"""From shards to tables: read, crop, embed, project, store."""

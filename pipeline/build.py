@@ -1,0 +1,410 @@
+"""The driver of a build: plan, run units on Ray, commit, index. The only file that knows Ray.
+
+Data flows one way: units -> Ray Data -> one actor per teacher (unit_builder.py) -> small results
+-> ledger. Rows go from the actors straight to files; the driver sees counts and file names only.
+"""
+
+import logging
+import pickle
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
+
+from tap_engine.pipeline.concepts import ConceptPacker, concepts_table, embed_concepts, parse_top_k
+from tap_engine.pipeline.config import BuildConfig, build_settings
+from tap_engine.pipeline.ledger import Ledger, UnitResult, done_images
+from tap_engine.pipeline.planning import Plan, make_plan
+from tap_engine.pipeline.progress import Progress
+from tap_engine.pipeline.records import Source, Unit
+from tap_engine.pipeline.store import Store
+from tap_engine.pipeline.teacher import Teacher, TeacherInfo, pending_download
+from tap_engine.pipeline.unit_builder import UnitBuilder
+from tap_engine.schemas.errors import ConfigError, SourceError, StoreError, TapError
+from tap_engine.schemas.provenance import Provenance, software
+from tap_engine.schemas.rejects import BOOKKEEPING
+from tap_engine.schemas.tables import (
+    CONCEPTS,
+    IMAGES,
+    REGIONS,
+    REJECTS,
+    images_schema,
+    regions_schema,
+    rejects_schema,
+)
+from tap_engine.schemas.vocabulary import load_vocabulary
+
+Say = Callable[[str], None]
+Value = TypeVar("Value")
+
+_MEMORY_AN_ACTOR = 2 << 30
+"""Bytes assumed for a worker without GPU when choosing how many to start: interpreter, torch,
+a small teacher and the crops in flight (measured below 1.5 GB; benchmarks/results/memory.md)."""
+
+
+_STORAGE_WAITS_S = (1, 10, 60)
+"""Pauses before a unit is tried again after its storage failed (beside the clients' own)."""
+
+
+@dataclass
+class Summary:
+    """What a build did.
+
+    Attributes:
+        images, regions, crops: written in this run.
+        built_before: images that were there already.
+        total_images: images asked for, once each.
+        rejects: rows left out in this run, by reason.
+        rejected_images, rejected_regions: of those.
+        seconds: wall time of this run.
+        stage_seconds: work by stage, all workers together.
+        units: units of this run.
+        failed: units that could not be built, with the reason; the next run tries them again.
+    """
+
+    images: int = 0
+    regions: int = 0
+    crops: int = 0
+    built_before: int = 0
+    total_images: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)
+    rejected_images: int = 0
+    rejected_regions: int = 0
+    seconds: float = 0.0
+    stage_seconds: Counter[str] = field(default_factory=Counter)
+    units: int = 0
+    failed: list[str] = field(default_factory=list)
+
+    def add(self, result: UnitResult) -> None:
+        """Count one committed unit."""
+        self.units += 1
+        self.images += result.images
+        self.regions += result.regions
+        self.crops += result.crops
+        self.stage_seconds.update(result.seconds)
+        for reject in result.rejects:
+            if reject.reason in BOOKKEEPING:
+                continue
+            self.rejects[reject.reason] += 1
+            if reject.region_id is None:
+                self.rejected_images += 1
+            else:
+                self.rejected_regions += 1
+
+    @property
+    def reject_share(self) -> float:
+        """Larger of the shares of images and of regions left out in this run."""
+        shares = [
+            left / (left + kept)
+            for left, kept in (
+                (self.rejected_images, self.images),
+                (self.rejected_regions, self.regions),
+            )
+            if left
+        ]
+        return max(shares, default=0.0)
+
+
+def build(source: Source, config: BuildConfig, *, say: Say = print) -> Summary:
+    """Build, or continue, a store from a source. Ray must be initialised.
+
+    Raises:
+        ConfigError: settings that cannot work, or weights that are not here.
+        SchemaError: the store was built with other settings.
+        SourceError: nothing to build from.
+        StoreError: another driver is at work, or the store cannot be written.
+    """
+    start = time.monotonic()
+    shards = source.shards()
+    if not shards:
+        raise SourceError("no shards found")
+    store = Store(config.out, dict(config.storage_options))
+    layout = choose_layout(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
+    say(layout.describe())
+    open_store(store, config, layout, say)
+    with Ledger(store, take_over=config.take_over) as ledger:
+        if ledger.removed_rows:
+            say(f"removed {ledger.removed_rows:,} rows that an interrupted run left unfinished")
+        plan = make_plan(
+            source,
+            shards,
+            unit_images=layout.unit_images,
+            limit=config.limit,
+            done_images=done_images(store),
+            done_units=ledger.done,
+            on_shard=_say_indexing(say),
+        )
+        say(
+            f"{plan.total_images:,} images in {plan.shards} shards, "
+            f"{plan.built_images:,} built before, {len(plan.units):,} units to do"
+            + (f"; {plan.duplicate_images:,} repeated images skipped" * bool(plan.duplicate_images))
+        )
+        summary = Summary(built_before=plan.built_images, total_images=plan.total_images)
+        _run(source, store, config, layout, plan, ledger, summary)
+        index_keys(store)
+    summary.seconds = time.monotonic() - start
+    return summary
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Resolved worker settings."""
+
+    actors: int
+    cpus: int
+    gpus: float
+    unit_images: int
+
+    def describe(self) -> str:
+        """One line for people."""
+        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
+        return (
+            f"{self.actors} worker{'s' * (self.actors > 1)}, each {self.cpus} CPU{gpus}; "
+            f"units of {self.unit_images} images"
+        )
+
+
+def choose_layout(config: BuildConfig, resources: dict[str, Any]) -> Layout:
+    """Workers that fit the cluster: one per GPU with a share of the CPUs, else one per CPU.
+
+    Raises:
+        ConfigError: more is asked for than the cluster has.
+    """
+    workers = config.workers
+    cpus, gpus = int(resources.get("CPU", 1)), float(resources.get("GPU", 0))
+    gpus_each = (1.0 if gpus else 0.0) if workers.teacher_gpus is None else workers.teacher_gpus
+    if gpus_each:
+        actors = workers.actors or max(1, int(gpus / gpus_each))
+        cpus_each = workers.crop_cpus or min(max(cpus // actors, 1), 8)
+    else:
+        cpus_each = workers.crop_cpus or 1
+        by_memory = int(resources.get("memory", _MEMORY_AN_ACTOR) // _MEMORY_AN_ACTOR)
+        actors = workers.actors or max(1, min(cpus // cpus_each, by_memory))
+    if actors * cpus_each > cpus or actors * gpus_each > gpus:
+        raise ConfigError(
+            f"{actors} workers of {cpus_each} CPU and {gpus_each:g} GPU were asked for; the "
+            f"cluster has {cpus} CPU and {gpus:g} GPU"
+        )
+    # Without a GPU a unit of 512 images would take most of an hour, and progress comes in units.
+    return Layout(actors, cpus_each, gpus_each, workers.unit_images or (512 if gpus_each else 32))
+
+
+def open_store(store: Store, config: BuildConfig, layout: Layout, say: Say) -> None:
+    """Create the tables, or check that the existing ones were made with the same settings."""
+    vocabulary = load_vocabulary(config.vocabulary)
+    top_k = parse_top_k(config.concepts, len(vocabulary))
+    if store.exists(IMAGES):
+        stored = store.provenance(REGIONS)
+        info = TeacherInfo(**stored.settings["teacher"])
+        wanted = Provenance(build_settings(config, info, vocabulary, top_k))
+        wanted.require_same(stored, f"the store {store.uri}")
+        return
+    if (pending := pending_download(config.teacher)) and config.teacher.download:
+        say(f"downloading {pending}")
+    say(f"loading teacher {config.teacher.name} to embed {len(vocabulary):,} concepts")
+    describe = ray.remote(_describe_teacher).options(num_cpus=1, num_gpus=layout.gpus)
+    templates = (config.source_templates, config.target_templates)
+    with _own_errors():
+        info, source, target = ray.get(describe.remote(config, vocabulary, templates))
+    if info.random_weights:
+        say("WARNING: the teacher has random weights; embeddings and concepts mean nothing")
+    provenance = Provenance(build_settings(config, info, vocabulary, top_k), software())
+    # `images` last: its presence says that the others are there.
+    content = {
+        CONCEPTS: concepts_table(vocabulary, source, target),
+        REJECTS: rejects_schema().empty_table(),
+        REGIONS: regions_schema(info.embed_dim, top_k).empty_table(),
+        IMAGES: images_schema().empty_table(),
+    }
+    for table, rows in content.items():
+        if not store.exists(table):
+            store.create(table, rows, provenance)
+
+
+def index_keys(store: Store) -> None:
+    """Index `key` and `image_id` for lookups; brings existing indices up to date."""
+    for table, column in ((REGIONS, "key"), (IMAGES, "image_id")):
+        dataset = store.open(table)
+        if not dataset.count_rows():
+            continue
+        if any(column in index.field_names for index in dataset.describe_indices()):
+            dataset.optimize.optimize_indices()
+        else:
+            dataset.create_scalar_index(column, "BTREE")
+
+
+def _run(
+    source: Source,
+    store: Store,
+    config: BuildConfig,
+    layout: Layout,
+    plan: Plan,
+    ledger: Ledger,
+    summary: Summary,
+) -> None:
+    if not plan.units:
+        return
+    progress = Progress(total=plan.total_images, done=plan.built_images, unit="images")
+    start = time.monotonic()
+    places = {u.unit_id: f"{u.shard} from {u.names.split(chr(10))[0]!r} on" for u in plan.units}
+    pending: list[UnitResult] = []
+    committed = start
+
+    def commit() -> None:
+        nonlocal committed
+        ledger.commit(pending)
+        for result in pending:
+            summary.add(result)
+        pending.clear()
+        committed = time.monotonic()
+
+    def show(force: bool = False) -> None:
+        rate = (summary.regions + sum(r.regions for r in pending)) / (time.monotonic() - start)
+        rejects = sum(summary.rejects.values())
+        done = plan.built_images + summary.images + summary.rejected_images
+        text = f"{summary.units:,}/{len(plan.units):,} units, {rate:,.0f} regions/s, "
+        progress.update(min(done, plan.total_images), f"{text}{rejects:,} rejects", force=force)
+
+    try:
+        for result in run_units(source, store, config, layout, plan.units):
+            if result.failure:
+                summary.failed.append(f"{places[result.unit_id]}: {result.failure}")
+            else:
+                pending.append(result)
+            if time.monotonic() - committed >= config.workers.commit_s:
+                commit()
+            show()
+        commit()
+        show(force=True)
+    finally:
+        progress.close()
+
+
+def run_units(
+    source: Source, store: Store, config: BuildConfig, layout: Layout, units: Sequence[Unit]
+) -> Iterator[UnitResult]:
+    """Results of units as they finish, in no particular order."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options = ExecutionOptions(verbose_progress=False)
+    # A unit of a large teacher takes minutes; a build that waits is not one that hangs.
+    context.execution_no_progress_timeout_s = -1
+    # A worker may be killed while it loads its teacher, as at any other moment.
+    context.max_consecutive_actor_init_deaths = config.workers.retries
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # One block a unit, so that units, not groups of them, are what is handed out and retried.
+    rows = [{"unit": pickle.dumps(unit)} for unit in units]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        _UnitActor,  # type: ignore[arg-type]
+        fn_constructor_args=(source, store, config, layout.cpus, _Attempts.remote()),  # type: ignore[attr-defined]
+        compute=ActorPoolStrategy(size=min(layout.actors, len(units))),
+        num_cpus=layout.cpus,
+        num_gpus=layout.gpus or None,
+    )
+    with _own_errors():
+        for row in dataset.iter_rows():
+            yield UnitResult.from_json(row["result"])
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
+class _Attempts:
+    """Counts how often each unit was begun, outside of the workers that may die of it."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[int] = Counter()
+
+    def begin(self, unit_id: int) -> int:
+        self._begun[unit_id] += 1
+        return self._begun[unit_id]
+
+
+class _UnitActor:
+    """A UnitBuilder in a Ray worker: loads the teacher once, proves that it is the store's.
+
+    Ray gives the unit of a dead worker to another one, without end; one that kills its workers
+    again and again is reported instead. A storage error is waited out a few times.
+    """
+
+    def __init__(
+        self, source: Source, store: Store, config: BuildConfig, cpus: int, attempts: Any
+    ) -> None:
+        import cv2
+        import torch
+
+        torch.set_num_threads(cpus)
+        cv2.setNumThreads(1)
+        stored = store.provenance(REGIONS)
+        teacher = Teacher(config.teacher)
+        vocabulary = load_vocabulary(config.vocabulary)
+        top_k = parse_top_k(config.concepts, len(vocabulary))
+        own = Provenance(build_settings(config, teacher.info, vocabulary, top_k))
+        own.require_same(stored, f"the store {store.uri}")
+        packer = None
+        if top_k:
+            column = store.open(CONCEPTS).to_table(columns=["target_embedding"]).column(0)
+            target = column.combine_chunks().flatten().to_numpy().reshape(len(vocabulary), -1)
+            packer = ConceptPacker.of(target, teacher.info.logit_scale, top_k)
+        crop = config.crop.for_teacher(teacher.info)
+        self._builder = UnitBuilder(source, store, teacher, packer, crop, cpus)
+        self._attempts = attempts
+        self._retries = config.workers.retries
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        unit: Unit = pickle.loads(row["unit"])
+        begun = ray.get(self._attempts.begin.remote(unit.unit_id))
+        if begun > self._retries + 1:
+            failure = f"its worker died {begun - 1} times"
+            return {"result": UnitResult(unit.unit_id, failure=failure).to_json()}
+        for wait_s in (*_STORAGE_WAITS_S, None):
+            try:
+                return {"result": self._builder(unit).to_json()}
+            except (OSError, StoreError):
+                if wait_s is None:
+                    raise
+                time.sleep(wait_s)
+        raise AssertionError("unreachable")
+
+
+def _describe_teacher(
+    config: BuildConfig, vocabulary: Any, templates: tuple[tuple[str, ...], tuple[str, ...]]
+) -> tuple[TeacherInfo, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    teacher = Teacher(config.teacher)
+    source, target = (embed_concepts(teacher, vocabulary.names, part).numpy() for part in templates)
+    return teacher.info, source, target
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    """A TapError that a worker raised reaches the user as itself, not wrapped by Ray."""
+    try:
+        yield
+    except TapError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, TapError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None
+
+
+def _say_indexing(say: Say) -> Callable[[int, int], None]:
+    """Report indexing now and then: a thousand shards on an object store take a while."""
+    last = time.monotonic()
+
+    def on_shard(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last > 10:
+            last = time.monotonic()
+            say(f"indexed {done:,} of {total:,} shards")
+
+    return on_shard

@@ -1,0 +1,117 @@
+"""Settings of a build; each default stands here and nowhere else."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from tap_engine.pipeline.concepts import SOURCE_TEMPLATES, TARGET_TEMPLATES
+from tap_engine.pipeline.crop import CropConfig, Fill, Fit, Order
+from tap_engine.pipeline.teacher import TeacherConfig, TeacherInfo
+from tap_engine.schemas.errors import ConfigError
+from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, Vocabulary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CropOptions:
+    """What a user chooses of the crop; size and mean colour come from the teacher.
+
+    Attributes:
+        fill, fit, margin, order: see CropConfig.
+    """
+
+    fill: Fill = "mean"
+    fit: Fit = "pad"
+    margin: float = 0.0
+    order: Order = "composite"
+
+    def for_teacher(self, info: TeacherInfo) -> CropConfig:
+        """The whole crop rule."""
+        return CropConfig(
+            size_px=info.image_px,
+            mean_rgb=info.mean_rgb,
+            fill=self.fill,
+            fit=self.fit,
+            margin=self.margin,
+            order=self.order,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """How the work is spread. 0 means: chosen from the cluster's resources (see build.py).
+
+    Attributes:
+        actors: workers, each with one loaded teacher.
+        crop_cpus: CPUs, and as many threads, of each worker for reading, decoding and cropping.
+        teacher_gpus: GPUs of each worker; fractions share one; None takes one where there are any.
+        unit_images: images a unit; a killed worker loses at most its unit's work.
+        commit_s: seconds between commits; a killed driver loses at most that much.
+        retries: how often a unit is tried again when its worker dies, before it counts as failed.
+    """
+
+    actors: int = 0
+    crop_cpus: int = 0
+    teacher_gpus: float | None = None
+    unit_images: int = 0
+    commit_s: float = 60.0
+    retries: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("actors", "crop_cpus", "unit_images", "commit_s", "retries"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)!r}")
+        if self.teacher_gpus is not None and self.teacher_gpus < 0:
+            raise ConfigError(f"teacher_gpus must not be negative, got {self.teacher_gpus!r}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuildConfig:
+    """One build of a SemanticSA-1B store.
+
+    Attributes:
+        out: path or URI of the store.
+        teacher: which model, and how it runs.
+        crop: how regions become crops.
+        vocabulary: a shipped name or a file.
+        source_templates, target_templates: prompts of the concept weights.
+        concepts: "top:K", "full" or "none": what `regions` keeps of each distribution.
+        limit: build at most this many images in all; 0 for everything.
+        max_reject_share: above this share of images or regions left out, the build says so with
+            its exit code; the store is complete all the same.
+        take_over: enter although another driver's lease has not run out.
+        storage_options: for Lance's object stores, beside the environment's.
+        workers: how the work is spread.
+    """
+
+    out: str
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    crop: CropOptions = field(default_factory=CropOptions)
+    vocabulary: str = DEFAULT_VOCABULARY
+    source_templates: tuple[str, ...] = SOURCE_TEMPLATES
+    target_templates: tuple[str, ...] = TARGET_TEMPLATES
+    concepts: str = "top:64"
+    limit: int = 0
+    max_reject_share: float = 0.01
+    take_over: bool = False
+    storage_options: Mapping[str, str] = field(default_factory=dict)
+    workers: WorkerConfig = field(default_factory=WorkerConfig)
+
+    def __post_init__(self) -> None:
+        if self.limit < 0:
+            raise ConfigError(f"limit must not be negative, got {self.limit!r}")
+        if not 0 <= self.max_reject_share <= 1:
+            raise ConfigError(f"max_reject_share must be in 0..1, got {self.max_reject_share!r}")
+
+
+def build_settings(
+    config: BuildConfig, info: TeacherInfo, vocabulary: Vocabulary, top_k: int
+) -> dict[str, Any]:
+    """What decides the values in the rows: the `settings` of the store's provenance."""
+    return {
+        "teacher": asdict(info),
+        "crop": asdict(config.crop.for_teacher(info)),
+        "vocabulary": vocabulary.describe(),
+        "source_templates": list(config.source_templates),
+        "target_templates": list(config.target_templates),
+        "top_k": top_k,
+    }

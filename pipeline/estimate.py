@@ -1,0 +1,212 @@
+"""`--dry-run`: what a build would read, write and cost, from an index and a measured sample.
+
+Nothing is written and Ray is not started; the sample is built in this process.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from tap_engine.pipeline.build import Layout, choose_layout
+from tap_engine.pipeline.concepts import parse_top_k
+from tap_engine.pipeline.config import BuildConfig
+from tap_engine.pipeline.crop import CropConfig, crop_regions, decode_image
+from tap_engine.pipeline.planning import make_plan
+from tap_engine.pipeline.records import ImageRecord, Shard, Source, Unit
+from tap_engine.pipeline.teacher import Teacher, TeacherInfo, pending_download
+from tap_engine.pipeline.unit_builder import outer_box
+from tap_engine.schemas.errors import SchemaError, SourceError
+from tap_engine.schemas.vocabulary import load_vocabulary
+
+_INDEXED_SHARDS = 16
+_SAMPLED_IMAGES = 32
+_TEACHER_S = 10.0
+"""How long the teacher is timed, after one batch to warm up."""
+
+_EMBEDDING_WITHOUT_TEACHER = 1024
+"""Width and input size assumed where the teacher's weights are not here: EVA-CLIP-E's."""
+
+_FIXED_REGION_BYTES = 8 + 8 + 8 + 1 + 8 + 16 + 4 + 4 + 4
+"""Columns of `regions` but for mask, embedding and concepts."""
+
+
+@dataclass
+class Estimate:
+    """The numbers of a dry run.
+
+    Attributes:
+        shards, shard_bytes: in all.
+        images: usable ones; exact when every shard was indexed.
+        exact: whether `images` was counted rather than extrapolated from some shards' bytes.
+        regions: images times the sampled regions an image.
+        sampled_images: how many were read.
+        jpeg_bytes, rle_bytes: of the sample, an image and a region.
+        store_bytes: what the store will take.
+        prepare_s: core-seconds to read, decode and crop one image; measured here.
+        crops_per_s: of the teacher on this machine's device; None where it could not be loaded.
+        layout: the workers that this machine would start.
+        warnings: what will not fit, or could not be measured.
+    """
+
+    shards: int = 0
+    shard_bytes: int = 0
+    images: int = 0
+    exact: bool = True
+    regions: int = 0
+    sampled_images: int = 0
+    jpeg_bytes: float = 0.0
+    rle_bytes: float = 0.0
+    store_bytes: int = 0
+    prepare_s: float = 0.0
+    crops_per_s: float | None = None
+    device: str = ""
+    layout: Layout | None = None
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def core_hours(self) -> float:
+        """To read, decode and crop everything."""
+        return self.images * self.prepare_s / 3600
+
+    @property
+    def teacher_hours(self) -> float | None:
+        """Of one device such as this machine's, to embed everything."""
+        return self.regions / self.crops_per_s / 3600 if self.crops_per_s else None
+
+
+def estimate(source: Source, config: BuildConfig, say: Callable[[str], None]) -> Estimate:
+    """Index some shards, read a sample, time crops and teacher.
+
+    Raises:
+        SourceError: nothing to build from.
+        ConfigError: settings that cannot work.
+    """
+    shards = source.shards()
+    if not shards:
+        raise SourceError("no shards found")
+    found = Estimate(shards=len(shards), shard_bytes=sum(shard.size for shard in shards))
+    units = _index(source, shards, config, found, say)
+    say(f"reading a sample of {_SAMPLED_IMAGES} images")
+    records = _sample(source, units, found)
+    if not records:
+        raise SourceError("no usable image in the sample; run without --dry-run to see the rejects")
+    info = _time_teacher(config, found, say)
+    crop = config.crop.for_teacher(info) if info else CropConfig(mean_rgb=(0.5, 0.5, 0.5))
+    _time_crops(records, crop, found)
+    dim = info.embed_dim if info else _EMBEDDING_WITHOUT_TEACHER
+    top_k = parse_top_k(config.concepts, len(load_vocabulary(config.vocabulary)))
+    region = _FIXED_REGION_BYTES + found.rle_bytes + 2 * dim + (4 * top_k + 4 if top_k else 0)
+    found.store_bytes = int(found.images * (found.jpeg_bytes + 64) + found.regions * region)
+    _warn(config, found)
+    return found
+
+
+def _index(
+    source: Source,
+    shards: Sequence[Shard],
+    config: BuildConfig,
+    found: Estimate,
+    say: Callable[[str], None],
+) -> list[Unit]:
+    # Spread over the list: the first shards of a set are not like the last.
+    some = [
+        shards[i] for i in sorted({*np.linspace(0, len(shards) - 1, _INDEXED_SHARDS, dtype=int)})
+    ]
+    say(f"indexing {len(some)} of {len(shards)} shards")
+    empty = np.empty(0, np.int64)
+    plan = make_plan(
+        source, some, unit_images=512, limit=config.limit, done_images=empty, done_units=empty
+    )
+    found.images = plan.total_images
+    if len(some) < len(shards) and not (config.limit and plan.total_images >= config.limit):
+        found.exact = False
+        scaled = plan.total_images * found.shard_bytes / max(sum(s.size for s in some), 1)
+        found.images = min(round(scaled), config.limit or round(scaled))
+    return [unit for unit in plan.units if len(unit)]
+
+
+def _sample(source: Source, units: Sequence[Unit], found: Estimate) -> list[ImageRecord]:
+    places = [(unit, index) for unit in units for index in range(len(unit))]
+    picks = sorted({*np.linspace(0, len(places) - 1, _SAMPLED_IMAGES, dtype=int)}) if places else []
+    if picks:
+        source.load(*places[picks[0]])  # compiles the kernels
+    start = time.perf_counter()
+    loaded = [source.load(*places[pick])[0] for pick in picks]
+    found.prepare_s += (time.perf_counter() - start) / max(len(picks), 1)
+    records = [record for record in loaded if record is not None]
+    found.sampled_images = len(picks)
+    if records:
+        regions = [region for record in records for region in record.regions]
+        found.regions = round(found.images * len(regions) / len(records))
+        found.jpeg_bytes = float(np.mean([len(record.jpeg) for record in records]))
+        sizes = [len(region.rle) for region in regions if region.rle]
+        found.rle_bytes = float(np.mean(sizes)) if sizes else 0.0
+    return records
+
+
+def _time_crops(records: Sequence[ImageRecord], crop: CropConfig, found: Estimate) -> None:
+    def one(record: ImageRecord) -> None:
+        try:
+            pixels = decode_image(record.jpeg)
+            boxes = np.array([outer_box(r.bbox_xywh) for r in record.regions], np.int64)
+            crop_regions(pixels, [r.runs for r in record.regions], boxes.reshape(-1, 4), crop)
+        except SchemaError:
+            return  # the build will reject it
+
+    one(records[0])  # compiles the kernels
+    start = time.perf_counter()
+    for record in records:
+        one(record)
+    found.prepare_s += (time.perf_counter() - start) / len(records)
+
+
+def _time_teacher(
+    config: BuildConfig, found: Estimate, say: Callable[[str], None]
+) -> TeacherInfo | None:
+    resources = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count(), "memory": 1 << 62}
+    found.layout = choose_layout(config, resources)
+    if pending := pending_download(config.teacher):
+        found.warnings.append(f"the teacher was not timed: it needs {pending}")
+        return None
+    say(f"loading and timing teacher {config.teacher.name}")
+    torch.set_num_threads(found.layout.cpus)
+    teacher = Teacher(config.teacher)
+    found.device = str(teacher.device)
+    side = teacher.info.image_px
+    batch = np.random.default_rng(0).integers(0, 255, (teacher.batch_size, side, side, 3), np.uint8)
+    teacher.encode_crops(batch[:1]).cpu()
+    start = time.perf_counter()
+    crops, size = 0, 1
+    while (spent := time.perf_counter() - start) < _TEACHER_S:
+        teacher.encode_crops(batch[:size]).cpu()
+        crops += size
+        size = min(2 * size, teacher.batch_size)  # a slow teacher answers in seconds, too
+    found.crops_per_s = crops / spent
+    return teacher.info
+
+
+def _warn(config: BuildConfig, found: Estimate) -> None:
+    if "://" not in config.out:
+        place = config.out
+        while not os.path.exists(place):
+            place = os.path.dirname(place) or "."
+        free = shutil.disk_usage(place).free
+        if found.store_bytes > free:
+            found.warnings.append(
+                f"the store will take {gigabytes(found.store_bytes)}, {place} has "
+                f"{gigabytes(free)} free"
+            )
+
+
+def gigabytes(count: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    raise AssertionError("unreachable")

@@ -1,0 +1,159 @@
+"""What is in a store, and what one region looks like; for people."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+from PIL import Image
+
+from tap_engine.pipeline.crop import decode_image
+from tap_engine.pipeline.query import concept_names
+from tap_engine.pipeline.store import Store
+from tap_engine.schemas import rle, tables
+from tap_engine.schemas.errors import StoreError
+from tap_engine.schemas.keys import split_key
+
+
+@dataclass(frozen=True)
+class StoreOverview:
+    """Counts and provenance of a store."""
+
+    rows: Mapping[str, int]
+    columns: Mapping[str, list[str]]
+    sources: Mapping[str, int]
+    units: int
+    rejects: Mapping[str, int]
+    settings: Mapping[str, Any]
+    made: Mapping[str, Any]
+
+
+def overview(store: Store) -> StoreOverview:
+    """Read the small columns and the metadata.
+
+    Raises:
+        StoreError: not a store.
+    """
+    names = [
+        name
+        for name in (tables.IMAGES, tables.REGIONS, tables.CONCEPTS, tables.REJECTS, tables.MIXTURE)
+        if store.exists(name)
+    ]
+    if tables.IMAGES not in names:
+        raise StoreError(f"{store.uri} has no table 'images'; is it a store of this system?")
+    datasets = {name: store.open(name) for name in names}
+    images = datasets[tables.IMAGES].to_table(columns=["source", "unit"])
+    reasons = datasets[tables.REJECTS].to_table(columns=["reason"]).column("reason")
+    provenance = store.provenance(tables.IMAGES)
+    return StoreOverview(
+        rows={name: dataset.count_rows() for name, dataset in datasets.items()},
+        columns={
+            name: [f"{f.name}: {f.type}" for f in dataset.schema]
+            for name, dataset in datasets.items()
+        },
+        sources=_counts(images.column("source")),
+        units=len(pc.unique(images.column("unit"))),
+        rejects=_counts(reasons),
+        settings=provenance.settings,
+        made=provenance.made,
+    )
+
+
+@dataclass(frozen=True)
+class RegionView:
+    """One region: its row, its most probable concepts, and its picture.
+
+    Attributes:
+        row: columns of `regions` but for the vectors and the mask.
+        concepts: (name, probability), most probable first; empty if the store keeps none.
+        picture: [h, w, 3] uint8 RGB, the region with some context, the rest dimmed.
+    """
+
+    row: Mapping[str, Any]
+    concepts: list[tuple[str, float]]
+    picture: npt.NDArray[np.uint8]
+
+
+def view_region(store: Store, key: int, *, top: int = 5, context: float = 0.3) -> RegionView:
+    """Look up one region by key.
+
+    Args:
+        store: the store.
+        key: region key.
+        top: how many concepts.
+        context: margin around the box in the picture, share of its sides.
+
+    Raises:
+        StoreError: no such key.
+    """
+    found = store.open(tables.REGIONS).to_table(filter=f"key = {key}").to_pylist()
+    if not found:
+        image_id, ordinal = split_key(key)
+        raise StoreError(f"no region {key} (image {image_id}, ordinal {ordinal}) in {store.uri}")
+    row = found[0]
+    concepts = []
+    if "concept_ids" in row:
+        names = concept_names(store)
+        pairs = zip(row["concept_ids"], row["concept_probs"], strict=True)
+        concepts = [(names[index], float(share)) for index, share in list(pairs)[:top]]
+    hidden = ("embedding", "concept_ids", "concept_probs", "rle")
+    return RegionView(
+        {name: value for name, value in row.items() if name not in hidden},
+        concepts,
+        _picture(read_image(store, row["image_id"]), row["rle"], row["bbox_xywh"], context),
+    )
+
+
+def read_image(store: Store, image_id: int) -> npt.NDArray[np.uint8]:
+    """[H, W, 3] uint8 RGB of a stored image.
+
+    Raises:
+        StoreError: no such image.
+    """
+    images = store.open(tables.IMAGES)
+    rows = images.to_table(columns=["image_id"], filter=f"image_id = {image_id}", with_row_id=True)
+    if not rows.num_rows:
+        raise StoreError(f"no image {image_id} in {store.uri}")
+    ids = [int(rows.column("_rowid")[0].as_py())]
+    blob = images.take_blobs("jpeg", ids=ids)[0]
+    assert blob is not None
+    return decode_image(blob.readall())
+
+
+def save_picture(picture: npt.NDArray[np.uint8], path: str) -> None:
+    """Write an [h, w, 3] uint8 RGB array as PNG."""
+    Image.fromarray(picture).save(path, "PNG")
+
+
+def _picture(
+    image: npt.NDArray[np.uint8], counts: bytes | None, box: list[float], context: float
+) -> npt.NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    margin_x, margin_y = context * box[2] + 8, context * box[3] + 8
+    left, top = max(int(box[0] - margin_x), 0), max(int(box[1] - margin_y), 0)
+    right = min(int(np.ceil(box[0] + box[2] + margin_x)), width)
+    bottom = min(int(np.ceil(box[1] + box[3] + margin_y)), height)
+    picture = image[top:bottom, left:right].copy()
+    if counts is None:
+        inside = np.zeros(picture.shape[:2], bool)
+        inside[
+            int(box[1]) - top : int(box[1] + box[3]) - top,
+            int(box[0]) - left : int(box[0] + box[2]) - left,
+        ] = True
+    else:
+        runs = rle.runs(counts, (height, width))
+        inside = rle.decode_window(runs, (height, width), (left, top, right, bottom)) > 0
+    picture[~inside] //= 3
+    # outline: inside pixels with a neighbour outside
+    padded = np.pad(inside, 1)
+    core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    picture[inside & ~core] = (255, 220, 0)
+    return picture
+
+
+def _counts(column: Any) -> dict[str, int]:
+    return {
+        str(entry["values"]): int(entry["counts"]) for entry in pc.value_counts(column).to_pylist()
+    }

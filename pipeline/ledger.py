@@ -1,0 +1,272 @@
+"""Which units are done, who may commit, and the commit itself. The ledger is the data.
+
+A unit is done when its rows are in `images` (or, if no image of it was usable, when `rejects`
+holds its `unit_empty` row). Commits go regions, rejects, images; on start, regions and rejects of
+units that are not done are removed. Whatever moment a process dies at, each unit's rows are
+therefore there once or not at all. No side file can disagree. What is left to do is asked by image,
+so a resume may cut units another way.
+
+Lance's Append does not compare versions, so two drivers would duplicate rows. One driver at a time
+holds a lease in the config of the small `concepts` table: `update_config` with a stale version is
+refused, which makes it a compare-and-swap.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tap_engine.pipeline.store import Store, distinct
+from tap_engine.schemas.errors import StoreError
+from tap_engine.schemas.rejects import FOUND_BY_INDEX, Reason, Reject
+from tap_engine.schemas.tables import CONCEPTS, IMAGES, REGIONS, REJECTS, rejects_schema
+
+_LEASE_KEY = "tap.driver"
+_KEEP_VERSIONS = timedelta(days=1)
+"""A trainer may be reading a version while a build goes on."""
+
+LEASE_S = 600.0
+"""How long a driver that went silent on another machine keeps others out."""
+
+
+@dataclass(slots=True)
+class UnitResult:
+    """What a worker reports of one finished unit; small, the rows are already in files.
+
+    Attributes:
+        unit_id: the unit.
+        images, regions: rows written.
+        image_fragments, region_fragments: JSON of uncommitted Lance fragments.
+        rejects: what was left out.
+        seconds: time spent by stage; work of several threads adds up.
+        crops: crops that went through the teacher.
+        failure: why the unit could not be built; empty for a finished one.
+    """
+
+    unit_id: int
+    images: int = 0
+    regions: int = 0
+    image_fragments: list[str] = field(default_factory=list)
+    region_fragments: list[str] = field(default_factory=list)
+    rejects: list[Reject] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    crops: int = 0
+    failure: str = ""
+
+    def to_json(self) -> str:
+        """For the way back to the driver."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> "UnitResult":
+        """Inverse of `to_json`."""
+        content = json.loads(text)
+        content["rejects"] = [Reject(**reject) for reject in content["rejects"]]
+        return cls(**content)
+
+
+def rejects_table(unit_id: int, rejects: Sequence[Reject]) -> pa.Table:
+    """Rows of the `rejects` table."""
+    rows = [{"unit": unit_id, **asdict(reject)} for reject in rejects]
+    return pa.Table.from_pylist(rows, schema=rejects_schema())
+
+
+class Ledger:
+    """The committing end of a build; used by exactly one driver at a time, as a context manager.
+
+    Entering takes the lease, removes what an interrupted run left behind and reads what is done.
+    """
+
+    def __init__(self, store: Store, *, take_over: bool = False) -> None:
+        self.store = store
+        self._lease = _Lease(store, take_over)
+        self.done: npt.NDArray[np.int64] = np.empty(0, np.int64)
+        self.removed_rows = 0
+
+    def __enter__(self) -> "Ledger":
+        self._lease.take()
+        try:
+            self.done = done_units(self.store)
+            self.removed_rows = sum(self._remove_unfinished(t) for t in (REGIONS, REJECTS))
+            self._remove_orphans()
+        except BaseException:
+            self._lease.release()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lease.release()
+
+    def commit(self, results: Sequence[UnitResult]) -> None:
+        """Make finished units visible, all of them or none.
+
+        Raises:
+            StoreError: the lease is lost, or a result does not add up; nothing is committed then.
+        """
+        fresh = {result.unit_id: result for result in results}
+        if len(fresh) != len(results) or np.isin(list(fresh), self.done).any():
+            raise StoreError("a unit was delivered twice; nothing of this batch was committed")
+        for result in results:
+            _check(result)
+        rejects = [rejects_table(r.unit_id, r.rejects) for r in results if r.rejects]
+        if fragments := [f for r in results for f in r.region_fragments]:
+            self._lease.require()
+            self.store.append(REGIONS, fragments)
+        if rejects:
+            self._lease.require()
+            writer = self.store.writer(REJECTS, rejects_schema())
+            for batch in pa.concat_tables(rejects).combine_chunks().to_batches():
+                writer.write(batch.columns)
+            self.store.append(REJECTS, writer.close())
+        if fragments := [f for r in results for f in r.image_fragments]:
+            self._lease.require()
+            self.store.append(IMAGES, fragments)
+        self.done = np.union1d(self.done, np.fromiter(fresh, np.int64))
+
+    def _remove_unfinished(self, table: str) -> int:
+        dataset = self.store.open(table)
+        before = dataset.count_rows()
+        unfinished = np.setdiff1d(distinct(dataset, "unit"), self.done)
+        for start in range(0, len(unfinished), 1000):
+            self._lease.require()
+            units = ", ".join(str(unit) for unit in unfinished[start : start + 1000])
+            dataset.delete(f"unit IN ({units})")
+        return before - self.store.open(table).count_rows()
+
+    def _remove_orphans(self) -> None:
+        # Files of fragments that were never committed. A driver that fell silent elsewhere may
+        # still wake up and commit the last of its own; Lance then keeps files below a week of age.
+        for table in (REGIONS, REJECTS, IMAGES):
+            self.store.open(table).cleanup_old_versions(
+                older_than=_KEEP_VERSIONS, delete_unverified=self._lease.alone
+            )
+
+
+def done_units(store: Store) -> npt.NDArray[np.int64]:
+    """Sorted ids of the units whose rows are all in the store."""
+    empty = distinct(store.open(REJECTS), "unit", f"reason = '{Reason.UNIT_EMPTY}'")
+    return np.union1d(distinct(store.open(IMAGES), "unit"), empty)
+
+
+def done_images(store: Store) -> npt.NDArray[np.int64]:
+    """Sorted ids of the images that need no more work: stored, or rejected as a whole."""
+    later = ", ".join(f"'{reason}'" for reason in sorted(FOUND_BY_INDEX))
+    rejected = distinct(
+        store.open(REJECTS), "image_id", f"region_id IS NULL AND reason NOT IN ({later})"
+    )
+    return np.union1d(distinct(store.open(IMAGES), "image_id"), rejected)
+
+
+def _check(result: UnitResult) -> None:
+    for name, rows, fragments in (
+        ("images", result.images, result.image_fragments),
+        ("regions", result.regions, result.region_fragments),
+    ):
+        written = sum(json.loads(fragment)["physical_rows"] for fragment in fragments)
+        if written != rows:
+            raise StoreError(
+                f"unit {result.unit_id}: {rows} {name} reported, {written} in its fragments"
+            )
+    if not result.images and not any(r.reason == Reason.UNIT_EMPTY for r in result.rejects):
+        raise StoreError(f"unit {result.unit_id} has no image and no {Reason.UNIT_EMPTY} row")
+
+
+class _Lease:
+    """Who may commit: renewed by a thread, required before every commit."""
+
+    def __init__(self, store: Store, take_over: bool) -> None:
+        self._store = store
+        self._take_over = take_over
+        self._id = uuid.uuid4().hex
+        self.alone = True
+        """No earlier driver can be alive: it gave its lease back, or was seen to be gone."""
+        self._stop = threading.Event()
+        self._renewer = threading.Thread(target=self._renew, daemon=True)
+
+    def take(self) -> None:
+        dataset = self._store.open(CONCEPTS)
+        held = dataset.config().get(_LEASE_KEY)
+        holder = json.loads(held) if held else None
+        self.alone = holder is None or _is_gone(holder)
+        if holder and not (self.alone or holder["expires"] < time.time() or self._take_over):
+            until = time.strftime("%H:%M:%S", time.localtime(holder["expires"]))
+            raise StoreError(
+                f"{self._store.uri} is being built by process {holder['pid']} on "
+                f"{holder['host']} (lease until {until}); two builds would write rows twice. "
+                "Wait, or add --take-over if you know that it is gone"
+            )
+        try:
+            dataset.update_config({_LEASE_KEY: self._text()})
+        except OSError as error:
+            raise StoreError(f"another build of {self._store.uri} started just now") from error
+        self._renewer.start()
+
+    def require(self) -> None:
+        """Raise unless the lease is still ours."""
+        holder = json.loads(self._store.open(CONCEPTS).config().get(_LEASE_KEY, "{}"))
+        if holder.get("id") != self._id or holder["expires"] < time.time():
+            raise StoreError(
+                f"the lease on {self._store.uri} was lost to {holder.get('host', 'nobody')} "
+                f"(process {holder.get('pid')}); stopped before committing anything more"
+            )
+
+    def release(self) -> None:
+        self._stop.set()
+        if self._renewer.is_alive():
+            self._renewer.join()
+        dataset = self._store.open(CONCEPTS)
+        if json.loads(dataset.config().get(_LEASE_KEY, "{}")).get("id") == self._id:
+            dataset.delete_config_keys([_LEASE_KEY])
+            # Each renewal was a version of this small table.
+            dataset.cleanup_old_versions(older_than=timedelta(hours=1))
+
+    def _renew(self) -> None:
+        while not self._stop.wait(LEASE_S / 4):
+            try:
+                dataset = self._store.open(CONCEPTS)
+                if json.loads(dataset.config().get(_LEASE_KEY, "{}")).get("id") != self._id:
+                    return  # taken over; `require` will say so before the next commit
+                dataset.update_config({_LEASE_KEY: self._text()})
+            except (OSError, StoreError):
+                continue  # a take-over won the race, or the store is briefly away: look again
+
+    def _text(self) -> str:
+        return json.dumps(
+            {
+                "id": self._id,
+                "host": socket.gethostname(),
+                "boot": _boot_id(),
+                "pid": os.getpid(),
+                "started": _start_time(os.getpid()),
+                "expires": time.time() + LEASE_S,
+            }
+        )
+
+
+def _is_gone(holder: dict[str, object]) -> bool:
+    """Held by a process of this machine that does not run any more."""
+    same_machine = holder["host"] == socket.gethostname() and holder["boot"] == _boot_id()
+    return same_machine and _start_time(int(str(holder["pid"]))) != holder["started"]
+
+
+def _boot_id() -> str:
+    path = Path("/proc/sys/kernel/random/boot_id")
+    return path.read_text().strip() if path.exists() else ""
+
+
+def _start_time(pid: int) -> str | None:
+    """Clock ticks at which a process started; tells it from a later one with the same number."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[19]
+    except (OSError, IndexError):
+        return None

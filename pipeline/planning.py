@@ -1,0 +1,110 @@
+"""What is left to do: index the shards, drop what the store has, cut to the limit."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tap_engine.pipeline.records import Shard, Source, Unit
+
+_INDEX_THREADS = 32
+"""Indexing waits for headers (one small read each), so threads beat cores."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Units to build, and how that relates to what was asked.
+
+    Attributes:
+        units: to do, none empty, each image once.
+        total_images: usable images in all shards, each counted once, after the limit.
+        built_images: of those, already in the store.
+        duplicate_images: seen again in another shard; built once.
+        shards: how many were indexed.
+    """
+
+    units: list[Unit]
+    total_images: int
+    built_images: int
+    duplicate_images: int
+    shards: int
+
+
+def make_plan(
+    source: Source,
+    shards: Sequence[Shard],
+    *,
+    unit_images: int,
+    limit: int,
+    done_images: npt.NDArray[np.int64],
+    done_units: npt.NDArray[np.int64],
+    on_shard: Callable[[int, int], None] = lambda done, total: None,
+) -> Plan:
+    """Index shards and keep what is not in the store.
+
+    Args:
+        source: reads the shards.
+        shards: of `source.shards()`.
+        unit_images: images a unit.
+        limit: at most this many images of the whole, built or not; 0 for all. Shards beyond it
+            are not indexed.
+        done_images: sorted ids, of ledger.py.
+        done_units: sorted ids, of ledger.py.
+        on_shard: told of (shards indexed, shards in all).
+    """
+    units: list[Unit] = []
+    images = 0
+    indexed = 0
+    with ThreadPoolExecutor(_INDEX_THREADS) as pool:
+        # Windows, so that a limit does not index a thousand shards for nothing.
+        for start in range(0, len(shards), _INDEX_THREADS):
+            window = shards[start : start + _INDEX_THREADS]
+            for found in pool.map(lambda shard: list(source.units(shard, unit_images)), window):
+                units += found
+                images += sum(len(unit) for unit in found)
+                indexed += 1
+                on_shard(indexed, len(shards))
+            if limit and images >= limit:
+                break
+    first = _first_occurrence(units)
+    kept: list[Unit] = []
+    total = built = 0
+    for unit, is_first in zip(units, first, strict=True):
+        wanted = is_first.copy()
+        if limit:
+            wanted &= np.cumsum(is_first) <= limit - total
+        done = wanted & _contains(done_images, unit.image_ids)
+        total += int(wanted.sum())
+        built += int(done.sum())
+        todo = wanted & ~done
+        if not len(unit):
+            if not _contains(done_units, np.array([unit.unit_id])).all():
+                kept.append(unit)
+        elif todo.all():
+            kept.append(unit)
+        elif todo.any():
+            kept.append(unit.without(~todo))
+    repeated = sum(int((~is_first).sum()) for is_first in first)
+    return Plan(kept, total, built, repeated, indexed)
+
+
+def _first_occurrence(units: Sequence[Unit]) -> list[npt.NDArray[np.bool_]]:
+    """For each unit, which of its images no earlier unit has; one sort over all ids."""
+    if not units:
+        return []
+    ids = np.concatenate([unit.image_ids for unit in units])
+    first = np.zeros(len(ids), bool)
+    first[np.unique(ids, return_index=True)[1]] = True
+    return np.split(first, np.cumsum([len(unit) for unit in units])[:-1])
+
+
+def _contains(
+    ordered: npt.NDArray[np.int64], values: npt.NDArray[np.int64]
+) -> npt.NDArray[np.bool_]:
+    """Which values are in a sorted array, at the cost of the values."""
+    if not len(ordered):
+        return np.zeros(len(values), bool)
+    places = np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)
+    return ordered[places] == values

@@ -1,0 +1,154 @@
+"""Regions by filter, with concept names where people want names and ids where Lance wants ids.
+
+A filter is Lance's SQL (DataFusion) over the columns of `regions`, plus two words of ours:
+    concept = 'dog', concept != 'dog', concept IN ('dog', 'cat')    the most probable concept
+    has_concept('dog')                                              among the stored top K
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from tap_engine.pipeline.store import Store
+from tap_engine.schemas.errors import ConfigError, SchemaError
+from tap_engine.schemas.tables import CONCEPTS, REGIONS
+
+DEFAULT_COLUMNS = (
+    "key",
+    "image_id",
+    "region_id",
+    "area",
+    "bbox_xywh",
+    "concept",
+    "concept_entropy",
+)
+_NAMED = ("concept", "concepts")
+"""Columns of ours: the top concept's name, and `name probability` of the stored ones."""
+
+_LITERAL = r"'(?:[^']|'')*'"
+_COMPARISON = re.compile(rf"\bconcept\s*(=|!=|<>)\s*({_LITERAL})", re.IGNORECASE)
+_MEMBERSHIP = re.compile(
+    rf"\bconcept\s+((?:NOT\s+)?IN)\s*\(\s*({_LITERAL}(?:\s*,\s*{_LITERAL})*)\s*\)", re.IGNORECASE
+)
+_HAS = re.compile(rf"\bhas_concept\s*\(\s*({_LITERAL})\s*\)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Query:
+    """What to read of `regions`.
+
+    Attributes:
+        filter: Lance SQL with the words above; None for all rows.
+        columns: stored columns and `concept`, `concepts`.
+        limit: rows at most; 0 for all.
+    """
+
+    filter: str | None = None
+    columns: Sequence[str] = DEFAULT_COLUMNS
+    limit: int = 0
+
+
+def run_query(store: Store, query: Query) -> Iterator[pa.RecordBatch]:
+    """Matching rows, batch by batch, in storage order; at least one (maybe empty) batch.
+
+    Raises:
+        ConfigError: an unknown column or concept, or a filter Lance does not understand.
+    """
+    dataset = store.open(REGIONS)
+    names = concept_names(store)
+    has_concepts = "concept_ids" in dataset.schema.names
+    unknown = [c for c in query.columns if c not in dataset.schema.names and c not in _NAMED]
+    if unknown:
+        raise ConfigError(
+            f"no column {unknown[0]!r}; there are {', '.join((*dataset.schema.names, *_NAMED))}"
+        )
+    if not has_concepts and any(c in _NAMED for c in query.columns):
+        raise ConfigError("this store keeps no concepts (--concepts none); `tap-data reproject`")
+    stored = [c for c in query.columns if c in dataset.schema.names]
+    needed = [
+        c for c in ("concept_ids", "concept_probs") if any(n in _NAMED for n in query.columns)
+    ]
+    try:
+        scanner = dataset.scanner(
+            columns=list(dict.fromkeys([*stored, *needed])),
+            filter=resolve_concepts(query.filter, names) if query.filter else None,
+            limit=query.limit or None,
+        )
+        empty = pa.Table.from_batches([], scanner.projected_schema)
+        some = False
+        for batch in scanner.to_batches():
+            some = True
+            yield _with_names(batch, query.columns, names)
+        if not some:
+            yield _with_names(
+                pa.record_batch([c.combine_chunks() for c in empty.columns], schema=empty.schema),
+                query.columns,
+                names,
+            )
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"filter {query.filter!r}: {str(error)[:400]}") from error
+
+
+def concept_names(store: Store) -> list[str]:
+    """Names in id order."""
+    return store.open(CONCEPTS).to_table(columns=["name"]).column("name").to_pylist()
+
+
+def resolve_concepts(filter_: str, names: Sequence[str]) -> str:
+    """The filter with concept names turned into ids.
+
+    Raises:
+        ConfigError: a name that is not in the vocabulary.
+    """
+    ids = {name: index for index, name in enumerate(names)}
+
+    def number(literal: str) -> str:
+        name = literal[1:-1].replace("''", "'")
+        if name not in ids:
+            close = [n for n in names if name.lower() in n or n in name.lower()][:5]
+            hint = f"; close ones: {', '.join(close)}" if close else ""
+            raise ConfigError(f"no concept {name!r} among {len(names):,}{hint}")
+        return str(ids[name])
+
+    def several(match: re.Match[str]) -> str:
+        numbers = ", ".join(number(literal) for literal in re.findall(_LITERAL, match[2]))
+        return f"concept_ids[1] {match[1]} ({numbers})"
+
+    filter_ = _MEMBERSHIP.sub(several, filter_)
+    filter_ = _COMPARISON.sub(lambda m: f"concept_ids[1] {m[1]} {number(m[2])}", filter_)
+    return _HAS.sub(
+        lambda m: f"array_has(concept_ids, arrow_cast({number(m[1])}, 'UInt16'))", filter_
+    )
+
+
+def _with_names(
+    batch: pa.RecordBatch, columns: Sequence[str], names: Sequence[str]
+) -> pa.RecordBatch:
+    arrays = []
+    for column in columns:
+        if column not in _NAMED:
+            arrays.append(batch.column(column))
+            continue
+        ids = batch.column("concept_ids")
+        if not isinstance(ids.type, pa.FixedSizeListType):
+            raise SchemaError(f"column 'concept_ids' is {ids.type}, expected a fixed-size list")
+        width = ids.type.list_size
+        matrix = ids.flatten().to_numpy().reshape(-1, width)
+        lookup = np.asarray(names, object)
+        if column == "concept":
+            arrays.append(pa.array(lookup[matrix[:, 0]], pa.string()))
+        else:
+            probs = batch.column("concept_probs").flatten().to_numpy().reshape(-1, width)
+            arrays.append(
+                pa.array(
+                    [
+                        [f"{lookup[i]} {p:.3f}" for i, p in zip(row, row_probs, strict=True)]
+                        for row, row_probs in zip(matrix, probs, strict=True)
+                    ],
+                    pa.list_(pa.string()),
+                )
+            )
+    return pa.record_batch(arrays, names=list(columns))

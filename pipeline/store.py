@@ -1,0 +1,246 @@
+"""The store: Lance tables in one folder or prefix, written as fragments, committed by one driver.
+
+Workers call `FragmentWriter`: rows go to files that no reader sees. The driver appends many
+finished fragments in one commit (ledger.py decides when). `ds.write_lance` and `lance_ray` are not
+used: the first is broken with this pair of versions, the second commits once at the very end.
+"""
+
+import json
+import queue
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from lance.fragment import FragmentMetadata, write_fragments
+
+from tap_engine.schemas.errors import StoreError
+from tap_engine.schemas.provenance import METADATA_KEY, Provenance
+from tap_engine.schemas.tables import IMAGES, table_uri
+
+STORAGE_VERSION = {IMAGES: "2.2"}
+"""Blob columns need 2.2. All other tables use 2.0, which scans float16 embeddings 2.6-3.7 times
+faster than 2.1 and 2.2 (docs/decisions/0003-storage-versions.md)."""
+
+_DEFAULT_STORAGE_VERSION = "2.0"
+_QUEUE_BATCHES = 4
+"""Record batches between a worker and its writer thread; bounds the memory of both."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """Where the tables are, and how to reach them; small, travels to workers.
+
+    Attributes:
+        uri: absolute path or URI of the folder.
+        storage_options: for Lance's object-store layer, beside the environment's.
+    """
+
+    uri: str
+    storage_options: Mapping[str, str] = field(default_factory=dict)
+
+    def table_uri(self, table: str) -> str:
+        """Path or URI of one table."""
+        return table_uri(self.uri, table)
+
+    def exists(self, table: str) -> bool:
+        """Whether the table has been created."""
+        try:
+            self.open(table)
+        except StoreError:
+            return False
+        return True
+
+    def open(self, table: str) -> lance.LanceDataset:
+        """The latest version of a table.
+
+        Raises:
+            StoreError: there is none.
+        """
+        try:
+            return lance.dataset(
+                self.table_uri(table), storage_options=dict(self.storage_options) or None
+            )
+        except (ValueError, FileNotFoundError, OSError) as error:
+            raise StoreError(f"no table {table!r} in {self.uri}: {str(error)[:200]}") from error
+
+    def create(self, table: str, content: pa.Table, provenance: Provenance) -> None:
+        """Create a table with some first rows (often none); its schema is the contract's.
+
+        Raises:
+            StoreError: it exists already.
+        """
+        schema = stored_schema(content.schema).with_metadata({METADATA_KEY: provenance.to_json()})
+        try:
+            lance.write_dataset(
+                _stored_table(content, schema),
+                self.table_uri(table),
+                mode="create",
+                data_storage_version=_version(table),
+                storage_options=dict(self.storage_options) or None,
+            )
+        except OSError as error:
+            raise StoreError(f"cannot create table {table!r} in {self.uri}: {error}") from error
+
+    def provenance(self, table: str) -> Provenance:
+        """What made a table.
+
+        Raises:
+            StoreError: no such table, or one that this system did not make.
+        """
+        metadata = self.open(table).schema.metadata or {}
+        if METADATA_KEY.encode() not in metadata:
+            raise StoreError(f"table {table!r} in {self.uri} carries no provenance of this system")
+        return Provenance.from_json(metadata[METADATA_KEY.encode()].decode())
+
+    def append(self, table: str, fragments: Sequence[str]) -> int:
+        """Commit fragments (JSON of `FragmentWriter.close`) in one version; returns rows added."""
+        dataset = self.open(table)
+        metadata = [FragmentMetadata.from_json(text) for text in fragments]
+        lance.LanceDataset.commit(
+            self.table_uri(table),
+            lance.LanceOperation.Append(metadata),
+            read_version=dataset.version,
+            storage_options=dict(self.storage_options) or None,
+        )
+        return sum(fragment.physical_rows for fragment in metadata)
+
+    def writer(self, table: str, schema: pa.Schema) -> "FragmentWriter":
+        """A writer of one uncommitted fragment."""
+        return FragmentWriter(self, table, schema)
+
+
+def stored_schema(schema: pa.Schema) -> pa.Schema:
+    """The contract's schema as Lance stores it: `jpeg` becomes a blob column."""
+    index = schema.get_field_index("jpeg")
+    if index < 0:
+        return schema
+    return schema.set(index, lance.blob_field("jpeg", nullable=False))
+
+
+def blob_column(values: Sequence[bytes]) -> pa.Array:
+    """The `jpeg` column of a batch."""
+    return lance.blob_array(list(values))
+
+
+def blob_bytes(dataset: lance.LanceDataset, column: str, rows: Sequence[int]) -> list[bytes]:
+    """Bytes of a blob column at row positions, in the order asked."""
+    if not rows:
+        return []
+    blobs = dataset.take_blobs(column, indices=list(rows))
+    return [b"" if blob is None else blob.readall() for blob in blobs]
+
+
+def distinct(
+    dataset: lance.LanceDataset, column: str, filter_: str | None = None
+) -> npt.NDArray[np.int64]:
+    """Sorted distinct values of an int64 column; reads that column only, batch by batch."""
+    found = np.empty(0, np.int64)
+    for batch in dataset.scanner(columns=[column], filter=filter_).to_batches():
+        found = np.union1d(found, batch.column(0).drop_null().to_numpy())
+    return found.astype(np.int64)
+
+
+def _version(table: str) -> Any:
+    return STORAGE_VERSION.get(table, _DEFAULT_STORAGE_VERSION)
+
+
+def _stored_table(content: pa.Table, schema: pa.Schema) -> pa.Table:
+    columns = [
+        blob_column(content.column(name).to_pylist()) if name == "jpeg" else content.column(name)
+        for name in content.schema.names
+    ]
+    return pa.table(columns, schema=schema)
+
+
+class FragmentWriter:
+    """Record batches -> files of one table, visible to nobody until the driver commits them.
+
+    Lance pulls batches, a worker pushes them: a thread and a short queue stand between. Memory is
+    bounded by the queue. Not closed or aborted, it leaves at most an orphan file, never a row.
+    """
+
+    def __init__(self, store: Store, table: str, schema: pa.Schema) -> None:
+        self._store = store
+        self._table = table
+        self._schema = stored_schema(schema)
+        self._queue: queue.Queue[pa.RecordBatch | None] = queue.Queue(_QUEUE_BATCHES)
+        self._fragments: list[str] = []
+        self._error: BaseException | None = None
+        self._aborted = False
+        self._thread: threading.Thread | None = None
+
+    def write(self, columns: Sequence[pa.Array]) -> None:
+        """Append rows; blocks while the queue is full.
+
+        Raises:
+            StoreError: writing failed, with Lance's reason.
+        """
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, daemon=True)
+            self._thread.start()
+        batch = pa.record_batch(list(columns), schema=self._schema)
+        self._put(batch)
+
+    def close(self) -> list[str]:
+        """Finish the files; returns JSON of the uncommitted fragments (none without rows).
+
+        Raises:
+            StoreError: writing failed.
+        """
+        if self._thread is None:
+            return []
+        self._put(None)
+        self._thread.join()
+        self._raise()
+        return self._fragments
+
+    def abort(self) -> None:
+        """Give up: the files become orphans, which the next build removes."""
+        self._aborted = True
+        if self._thread is not None:
+            self._thread.join()
+
+    def _put(self, item: pa.RecordBatch | None) -> None:
+        while True:
+            self._raise()
+            try:
+                return self._queue.put(item, timeout=1)
+            except queue.Full:
+                continue
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            raise StoreError(
+                f"writing table {self._table!r} failed: {self._error}"
+            ) from self._error
+
+    def _batches(self) -> Iterator[pa.RecordBatch]:
+        while True:
+            try:
+                item = self._queue.get(timeout=1)
+            except queue.Empty:
+                if self._aborted:
+                    raise InterruptedError("aborted") from None
+                continue
+            if item is None:
+                return
+            yield item
+
+    def _run(self) -> None:
+        try:
+            fragments = write_fragments(
+                pa.RecordBatchReader.from_batches(self._schema, self._batches()),
+                self._store.table_uri(self._table),
+                schema=self._schema,
+                data_storage_version=_version(self._table),
+                storage_options=dict(self._store.storage_options) or None,
+            )
+            self._fragments = [json.dumps(fragment.to_json()) for fragment in fragments]
+        # Whatever stops the writer must reach the thread that waits for it.
+        except BaseException as error:
+            self._error = error

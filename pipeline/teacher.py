@@ -1,0 +1,322 @@
+"""The CLIP teacher, through open_clip: crops -> unit embeddings, texts -> unit embeddings.
+
+Whatever the model says of itself is used: input size, mean, std, logit scale. Weights are hashed
+as loaded, so that a store knows what made it and every worker proves that it has the same.
+"""
+
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import open_clip
+import torch
+import torch.nn.functional as F
+from huggingface_hub import try_to_load_from_cache
+from torch import Tensor
+
+from tap_engine.schemas.errors import ConfigError
+
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+NO_WEIGHTS = "none"
+SAMPLE_TEACHER = "sample"
+
+LOCAL_FOLDER = "local-dir:"
+"""How open_clip marks a model name that is a folder."""
+
+BPE_FILE = "bpe.txt.gz"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherConfig:
+    """Which model embeds the crops, and how it is run.
+
+    Attributes:
+        name: an open_clip model name, a folder with open_clip_config.json and weights, an
+            `hf-hub:` name, or "sample" for the small teacher shipped with this package.
+        pretrained: a tag of that model, a weight file, or "none" for random weights; None where
+            the name brings its own weights.
+        seed: of the random weights with pretrained="none".
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        precision: "auto" (fp16 on CUDA, fp32 elsewhere), "fp32", "fp16" or "bf16".
+        batch_size: crops a forward pass; 0 means 256 on CUDA, 64 elsewhere.
+        compile: run the image tower through torch.compile (slow first batch).
+        download: allow open_clip to fetch weights that are not on this machine.
+    """
+
+    name: str = "EVA02-E-14-plus"
+    pretrained: str | None = None
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int = 0
+    compile: bool = False
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        if self.precision not in ("auto", *PRECISIONS):
+            raise ConfigError(
+                f"teacher precision must be auto, {', '.join(PRECISIONS)}; got {self.precision!r}"
+            )
+        if self.batch_size < 0:
+            raise ConfigError(f"teacher batch size must not be negative, got {self.batch_size}")
+
+
+DEFAULT_PRETRAINED = {"EVA02-E-14-plus": "laion2b_s9b_b144k"}
+"""Tags that go without saying; the paper's teacher (TAP paper, section 3.1)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherInfo:
+    """What a loaded teacher is; goes into provenance as it stands.
+
+    Attributes:
+        name, pretrained: as configured, defaults resolved; no machine path.
+        weights_sha256: of all parameters and buffers, float32 where they are floating.
+        precision: of the forward pass.
+        embed_dim: D.
+        image_px: side of the square input.
+        mean_rgb, std_rgb: of the input normalisation, in 0..1.
+        logit_scale: the learned one, exp already taken.
+        random_weights: True when the numbers mean nothing.
+    """
+
+    name: str
+    pretrained: str
+    weights_sha256: str
+    precision: str
+    embed_dim: int
+    image_px: int
+    mean_rgb: tuple[float, float, float]
+    std_rgb: tuple[float, float, float]
+    logit_scale: float
+    random_weights: bool
+
+
+class Teacher:
+    """A loaded teacher on one device."""
+
+    def __init__(self, config: TeacherConfig) -> None:
+        """Load the model; seconds to minutes.
+
+        Raises:
+            ConfigError: no such model, tag or file, or weights that would have to be downloaded
+                without permission.
+        """
+        self.device = _device(config.device)
+        self.dtype = _dtype(config.precision, self.device)
+        self.batch_size = config.batch_size or (256 if self.device.type == "cuda" else 64)
+        model_name, pretrained = resolve(config)
+        model = _load(model_name, pretrained, config)
+        preprocess = open_clip.get_model_preprocess_cfg(model)
+        size = preprocess["size"]
+        self._model = model.eval().requires_grad_(False)
+        self.info = TeacherInfo(
+            name=config.name if "/" not in config.name else Path(config.name).name,
+            pretrained=_public_name(pretrained),
+            weights_sha256=_hash_weights(model),
+            precision=str(self.dtype).removeprefix("torch."),
+            embed_dim=_embed_dim(model, size),
+            image_px=int(size if isinstance(size, int) else size[0]),
+            mean_rgb=tuple(preprocess["mean"]),
+            std_rgb=tuple(preprocess["std"]),
+            logit_scale=float(model.logit_scale.detach().float().exp()),
+            random_weights=pretrained == NO_WEIGHTS,
+        )
+        self._model = self._model.to(device=self.device, dtype=self.dtype)
+        # Folded so that normalisation is one fused multiply-add on uint8 pixels.
+        std = torch.tensor(self.info.std_rgb, device=self.device)
+        mean = torch.tensor(self.info.mean_rgb, device=self.device)
+        self._scale = (1 / (255 * std)).view(1, 3, 1, 1)
+        self._shift = (-mean / std).view(1, 3, 1, 1)
+        self._encode = torch.compile(model.encode_image) if config.compile else model.encode_image
+        self._tokenizer_name = model_name
+
+    @torch.inference_mode()
+    def encode_crops(self, crops: npt.NDArray[np.uint8]) -> Tensor:
+        """Unit embeddings of crops.
+
+        Args:
+            crops: [N, S, S, 3] RGB uint8, S = info.image_px; any N, split into batches here.
+
+        Returns:
+            [N, D] float32 on the teacher's device, L2-normalised; not finite where the model's
+            output was not, which the caller must check.
+        """
+        parts = []
+        for start in range(0, len(crops), self.batch_size):
+            batch = torch.from_numpy(crops[start : start + self.batch_size])
+            pixels = batch.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+            normalised = torch.addcmul(self._shift, pixels.float(), self._scale)
+            parts.append(self._encode(normalised.to(self.dtype)).float())
+        if not parts:
+            return torch.empty((0, self.info.embed_dim), device=self.device)
+        return F.normalize(torch.cat(parts), dim=-1)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit embeddings [N, D] float32, on the CPU, of N texts."""
+        tokenizer = open_tokenizer(self._tokenizer_name)
+        parts = []
+        for start in range(0, len(texts), 256):
+            tokens = tokenizer(list(texts[start : start + 256])).to(self.device)
+            parts.append(self._model.encode_text(tokens).float().cpu())
+        return F.normalize(torch.cat(parts), dim=-1)
+
+
+def open_tokenizer(model_name: str) -> Any:
+    """open_clip's tokenizer of a model; a model folder may bring its own byte-pair file.
+
+    open_clip cannot name a file beside its configuration, so a folder's bpe.txt.gz is passed on.
+    """
+    own = Path(model_name.removeprefix(LOCAL_FOLDER)) / BPE_FILE
+    if model_name.startswith(LOCAL_FOLDER) and own.is_file():
+        return open_clip.get_tokenizer(model_name, bpe_path=str(own))
+    return open_clip.get_tokenizer(model_name)
+
+
+def resolve(config: TeacherConfig) -> tuple[str, str]:
+    """The name open_clip knows the model by, and where its weights come from.
+
+    Raises:
+        ConfigError: neither a known model nor a folder, or weights are not named.
+    """
+    if config.name == SAMPLE_TEACHER:
+        from tap_engine.pipeline.sample_teacher import sample_teacher_dir
+
+        return f"{LOCAL_FOLDER}{sample_teacher_dir()}", config.pretrained or SAMPLE_TEACHER
+    if config.name.startswith("hf-hub:"):
+        return config.name, config.pretrained or config.name
+    if Path(config.name).is_dir():
+        return f"{LOCAL_FOLDER}{Path(config.name).absolute()}", config.pretrained or "local"
+    if config.name not in open_clip.list_models():
+        close = [n for n in open_clip.list_models() if config.name.lower()[:5] in n.lower()][:8]
+        raise ConfigError(
+            f"no teacher {config.name!r}: expected 'sample', a folder with open_clip_config.json, "
+            f"'hf-hub:...' or an open_clip model name"
+            + (f" such as {', '.join(close)}" if close else "")
+        )
+    pretrained = config.pretrained or DEFAULT_PRETRAINED.get(config.name)
+    tags = open_clip.list_pretrained_tags_by_model(config.name)
+    if pretrained is None:
+        raise ConfigError(
+            f"teacher {config.name!r} needs --pretrained: a weight file, 'none', or one of "
+            f"{', '.join(tags) or '(no published tags)'}"
+        )
+    if pretrained not in (NO_WEIGHTS, *tags) and not Path(pretrained).is_file():
+        raise ConfigError(
+            f"teacher {config.name!r} has no pretrained {pretrained!r}: expected an existing "
+            f"file, 'none', or one of {', '.join(tags) or '(no published tags)'}"
+        )
+    return config.name, pretrained
+
+
+def pending_download(config: TeacherConfig) -> str | None:
+    """What would be fetched, how large and from where; None when the weights are here."""
+    model_name, pretrained = resolve(config)
+    if pretrained == NO_WEIGHTS or model_name.startswith(LOCAL_FOLDER):
+        return None
+    if model_name.startswith("hf-hub:"):
+        repository, url = model_name.removeprefix("hf-hub:"), ""
+    elif Path(pretrained).is_file():
+        return None
+    else:
+        source = open_clip.get_pretrained_cfg(model_name, pretrained)
+        repository, url = source.get("hf_hub", "").strip("/"), source.get("url", "")
+    if repository:
+        names = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+        if any(isinstance(try_to_load_from_cache(repository, name), str) for name in names):
+            return None
+        place = f"the Hugging Face hub repository {repository}"
+    else:
+        if (Path("~/.cache/clip").expanduser() / url.rsplit("/", 1)[-1]).is_file():
+            return None
+        place = url
+    return (
+        f"weights of {config.name} ({pretrained}), about {_weight_size(model_name)}, from {place}"
+    )
+
+
+def _weight_size(model_name: str) -> str:
+    if model_name.startswith("hf-hub:"):
+        return "unknown size"
+    with _quiet(), torch.device("meta"):
+        model = open_clip.create_model(model_name, pretrained=None, device="meta")
+    return f"{sum(p.numel() for p in model.parameters()) * 4 / 1e9:.1f} GB in float32"
+
+
+def _load(model_name: str, pretrained: str, config: TeacherConfig) -> Any:
+    if (pending := pending_download(config)) and not config.download:
+        raise ConfigError(
+            f"this teacher needs {pending}; add --download to fetch it, or name a local file "
+            "with --pretrained"
+        )
+    if pretrained == NO_WEIGHTS:
+        torch.manual_seed(config.seed)
+    bundled = model_name.startswith((LOCAL_FOLDER, "hf-hub:"))
+    try:
+        with _quiet():
+            return open_clip.create_model(
+                model_name,
+                pretrained=None if bundled or pretrained == NO_WEIGHTS else pretrained,
+                load_weights=pretrained != NO_WEIGHTS,
+                require_pretrained=pretrained != NO_WEIGHTS,
+                pretrained_text=False,
+                precision="fp32",
+                device="cpu",
+            )
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"teacher {config.name!r} ({pretrained}) did not load: {error}"
+        ) from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip warns on the root logger of what the caller has already said in words."""
+    previous = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(previous)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"no device {name!r}: {error}") from error
+
+
+def _dtype(precision: str, device: torch.device) -> torch.dtype:
+    if precision == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return PRECISIONS[precision]
+
+
+def _public_name(pretrained: str) -> str:
+    """A weight file by its name only: provenance holds no machine paths."""
+    return Path(pretrained).name if Path(pretrained).is_file() else pretrained
+
+
+def _embed_dim(model: Any, size: int | tuple[int, int]) -> int:
+    height, width = (size, size) if isinstance(size, int) else size
+    with torch.inference_mode():
+        return int(model.encode_image(torch.zeros(1, 3, height, width)).shape[-1])
+
+
+def _hash_weights(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(np.ascontiguousarray(tensor.numpy()).view(np.uint8).data)
+    return digest.hexdigest()

@@ -1,0 +1,391 @@
+"""One unit of work, start to end: read, decode, crop, embed, project, write fragments.
+
+Crops never leave the process that made them. At 150 kB a crop, handing 1.1 billion of them from
+task to task would move 165 TB through Ray's object store; here threads prepare crops while the
+teacher works on the batch before (docs/decisions/0002-one-actor-per-teacher.md). Knows no Ray.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from tap_engine.pipeline.concepts import ConceptPacker, fixed_size_lists
+from tap_engine.pipeline.crop import CropConfig, crop_regions, decode_image
+from tap_engine.pipeline.ledger import UnitResult
+from tap_engine.pipeline.records import ImageRecord, RegionRecord, Source, Unit
+from tap_engine.pipeline.store import FragmentWriter, Store, blob_column
+from tap_engine.pipeline.teacher import Teacher
+from tap_engine.schemas.errors import SchemaError
+from tap_engine.schemas.keys import region_key
+from tap_engine.schemas.rejects import Reason, Reject, Stage
+from tap_engine.schemas.tables import IMAGES, REGIONS, SOURCE_TYPE, images_schema, regions_schema
+
+_CROPS_A_TASK = 128
+"""Regions cropped in one go: 19 MB at 224 px, whatever the image holds."""
+
+_ROWS_A_BATCH = 1024
+_IMAGES_A_BATCH = 8
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+@dataclass(slots=True)
+class _Decoded:
+    """An image on its way: undecodable ones come with an empty record and rejects."""
+
+    record: ImageRecord | None
+    pixels: npt.NDArray[np.uint8] | None
+    rejects: list[Reject]
+
+
+@dataclass(slots=True, eq=False)
+class _Embedded:
+    """An image whose regions wait for their embeddings, which come in order."""
+
+    record: ImageRecord
+    parts: list[Tensor] = field(default_factory=list)
+    missing: int = 0
+
+
+class UnitBuilder:
+    """Builds units with one loaded teacher; call it with one unit after the other.
+
+    Args:
+        source: where units come from.
+        store: where fragments go.
+        teacher: loaded; None writes regions without embeddings.
+        packer: concept columns; None leaves them out.
+        crop: how regions become crops.
+        threads: of reading, decoding and cropping.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        store: Store,
+        teacher: Teacher | None,
+        packer: ConceptPacker | None,
+        crop: CropConfig,
+        threads: int,
+    ) -> None:
+        self._source = source
+        self._store = store
+        self._teacher = teacher
+        self._packer = packer.to(teacher.device) if packer and teacher else None
+        self._crop = crop
+        self._threads = threads
+        self._regions_schema = regions_schema(
+            teacher.info.embed_dim if teacher else 0, packer.top_k if packer else 0
+        )
+
+    def __call__(self, unit: Unit) -> UnitResult:
+        """Write a unit's rows as uncommitted fragments and say what came of it.
+
+        Raises:
+            StoreError: the store cannot be written.
+            SourceError: the shard is not there any more.
+        """
+        result = UnitResult(unit.unit_id, rejects=list(unit.rejects))
+        clock = _Clock(result.seconds)
+        rows = _Rows(
+            self._store.writer(IMAGES, images_schema()),
+            self._store.writer(REGIONS, self._regions_schema),
+            unit.unit_id,
+            self._source.name,
+            clock,
+        )
+        try:
+            with ThreadPoolExecutor(self._threads) as pool:
+                for image in self._embed(pool, unit, result, clock):
+                    self._emit(image, rows, result, clock)
+            with clock("write"):
+                result.image_fragments, result.region_fragments = rows.close()
+        except BaseException:
+            rows.abort()
+            raise
+        if not result.images:
+            detail = f"none of {len(unit)} images was usable"
+            result.rejects.append(Reject(stage=Stage.UNIT, reason=Reason.UNIT_EMPTY, detail=detail))
+        return result
+
+    def _embed(
+        self, pool: ThreadPoolExecutor, unit: Unit, result: UnitResult, clock: "_Clock"
+    ) -> Iterator[_Embedded]:
+        """Images in order, each with the embeddings of all its regions.
+
+        Batches cross image borders, so that the teacher always sees full ones.
+        """
+        waiting: deque[_Embedded] = deque()
+        buffer: list[npt.NDArray[np.uint8]] = []
+        owners: deque[tuple[_Embedded, int]] = deque()
+        size = self._teacher.batch_size if self._teacher else 1
+
+        def flush(count: int) -> None:
+            assert self._teacher is not None
+            crops = np.concatenate(buffer) if len(buffer) > 1 else buffer[0]
+            buffer[:] = [crops[count:]] if count < len(crops) else []
+            with clock("teacher"):
+                embeddings = self._teacher.encode_crops(crops[:count])
+            result.crops += count
+            start = 0
+            while start < count:
+                image, owned = owners.popleft()
+                taken = min(owned, count - start)
+                image.parts.append(embeddings[start : start + taken])
+                image.missing -= taken
+                start += taken
+                if taken < owned:
+                    owners.appendleft((image, owned - taken))
+
+        for image, crops in self._cropped(pool, unit, result, clock):
+            if image not in waiting:
+                waiting.append(image)
+            if crops is not None:
+                buffer.append(crops)
+                owners.append((image, len(crops)))
+            while (held := sum(len(part) for part in buffer)) >= size and held:
+                flush(size)
+            while waiting and not waiting[0].missing:
+                yield waiting.popleft()
+        while held := sum(len(part) for part in buffer):
+            flush(min(size, held))
+        yield from waiting
+
+    def _cropped(
+        self, pool: ThreadPoolExecutor, unit: Unit, result: UnitResult, clock: "_Clock"
+    ) -> Iterator[tuple[_Embedded, npt.NDArray[np.uint8] | None]]:
+        """(image, crops of some of its regions) in order; prepared ahead by the threads."""
+
+        def tasks() -> Iterator[Callable[[], tuple[_Embedded, npt.NDArray[np.uint8] | None]]]:
+            ahead = _ordered(pool, range(len(unit)), self._threads + 1, self._decode(unit, clock))
+            for decoded in ahead:
+                result.rejects += decoded.rejects
+                if decoded.record is None or decoded.pixels is None:
+                    continue
+                regions = decoded.record.regions
+                image = _Embedded(decoded.record, missing=len(regions) if self._teacher else 0)
+                if not self._teacher or not regions:
+                    yield lambda image=image: (image, None)  # type: ignore[misc]
+                    continue
+                for start in range(0, len(regions), _CROPS_A_TASK):
+                    part = regions[start : start + _CROPS_A_TASK]
+                    yield self._crop_task(image, decoded.pixels, part, clock)
+
+        yield from _ordered(pool, tasks(), self._threads + 1, lambda task: task())
+
+    def _decode(self, unit: Unit, clock: "_Clock") -> Callable[[int], _Decoded]:
+        def run(index: int) -> _Decoded:
+            with clock("read"):
+                record, rejects = self._source.load(unit, index)
+            if record is None:
+                return _Decoded(None, None, rejects)
+
+            def reject(reason: Reason, detail: str) -> _Decoded:
+                row = Reject(
+                    stage=Stage.DECODE, reason=reason, detail=detail, image_id=record.image_id
+                )
+                return _Decoded(None, None, [row])
+
+            try:
+                with clock("decode"):
+                    pixels = decode_image(record.jpeg)
+            except SchemaError as error:
+                return reject(Reason.IMAGE_UNREADABLE, f"{record.file_name}: {error}")
+            if pixels.shape[:2] != (record.height, record.width):
+                found = f"{pixels.shape[1]} x {pixels.shape[0]}"
+                detail = f"{record.file_name}: {record.width} x {record.height} stated, is {found}"
+                return reject(Reason.IMAGE_SIZE_MISMATCH, detail)
+            return _Decoded(record, pixels, rejects)
+
+        return run
+
+    def _crop_task(
+        self,
+        image: _Embedded,
+        pixels: npt.NDArray[np.uint8],
+        regions: list[RegionRecord],
+        clock: "_Clock",
+    ) -> Callable[[], tuple[_Embedded, npt.NDArray[np.uint8]]]:
+        def run() -> tuple[_Embedded, npt.NDArray[np.uint8]]:
+            boxes = np.array([outer_box(region.bbox_xywh) for region in regions], np.int64)
+            with clock("crop"):
+                crops = crop_regions(pixels, [region.runs for region in regions], boxes, self._crop)
+            return image, crops
+
+        return run
+
+    def _emit(self, image: _Embedded, rows: "_Rows", result: UnitResult, clock: "_Clock") -> None:
+        record = image.record
+        derived: list[pa.Array] = []
+        regions = record.regions
+        if self._teacher and regions:
+            with clock("concepts"):
+                embeddings = torch.cat(image.parts)
+                finite = torch.isfinite(embeddings).all(-1) & (embeddings.abs().amax(-1) > 0)
+                keep = finite.cpu().numpy()
+                if not keep.all():
+                    embeddings = embeddings[finite]
+                    result.rejects += [
+                        _not_finite(record, region)
+                        for region, good in zip(regions, keep, strict=True)
+                        if not good
+                    ]
+                    regions = [r for r, good in zip(regions, keep, strict=True) if good]
+                stored = embeddings.half()
+                derived.append(fixed_size_lists(stored.cpu().numpy(), pa.float16()))
+                if self._packer:
+                    derived += self._packer.pack(stored)
+        rows.add(record, regions, derived)
+        result.images += 1
+        result.regions += len(regions)
+
+
+class _Rows:
+    """Collects finished images and writes them in batches."""
+
+    def __init__(
+        self,
+        images: FragmentWriter,
+        regions: FragmentWriter,
+        unit_id: int,
+        source: str,
+        clock: "_Clock",
+    ) -> None:
+        self._images, self._regions = images, regions
+        self._unit_id, self._source = unit_id, source
+        self._clock = clock
+        self._pending_images: list[tuple[ImageRecord, int]] = []
+        self._pending_regions: list[list[pa.Array]] = []
+
+    def add(
+        self, record: ImageRecord, regions: list[RegionRecord], derived: list[pa.Array]
+    ) -> None:
+        self._pending_images.append((record, len(regions)))
+        if regions:
+            self._pending_regions.append(self._region_columns(record, regions, derived))
+        if len(self._pending_images) >= _IMAGES_A_BATCH:
+            self._flush_images()
+        if sum(len(columns[0]) for columns in self._pending_regions) >= _ROWS_A_BATCH:
+            self._flush_regions()
+
+    def close(self) -> tuple[list[str], list[str]]:
+        self._flush_images()
+        self._flush_regions()
+        return self._images.close(), self._regions.close()
+
+    def abort(self) -> None:
+        self._images.abort()
+        self._regions.abort()
+
+    def _region_columns(
+        self, record: ImageRecord, regions: list[RegionRecord], derived: list[pa.Array]
+    ) -> list[pa.Array]:
+        count = len(regions)
+        ordinals = np.array([region.ordinal for region in regions], np.int64)
+        boxes = np.array([region.bbox_xywh for region in regions], np.float32)
+        ids = np.full(count, record.image_id, np.int64)
+        return [
+            pa.array(region_key(ids, ordinals)),
+            pa.array(ids),
+            pa.array([region.region_id for region in regions], pa.int64()),
+            self._source_column(count),
+            pa.array(np.full(count, self._unit_id, np.int64)),
+            fixed_size_lists(boxes, pa.float32()),
+            pa.array([region.area for region in regions], pa.int32()),
+            pa.array([region.rle for region in regions], pa.binary()),
+            pa.array([region.predicted_iou for region in regions], pa.float32()),
+            pa.array([region.stability_score for region in regions], pa.float32()),
+            *derived,
+            pa.array([region.caption for region in regions], pa.string()),
+        ]
+
+    def _flush_images(self) -> None:
+        if not (pending := self._pending_images):
+            return
+        records = [record for record, _ in pending]
+        columns = [
+            pa.array([record.image_id for record in records], pa.int64()),
+            self._source_column(len(records)),
+            pa.array(np.full(len(records), self._unit_id, np.int64)),
+            pa.array([record.file_name for record in records], pa.string()),
+            pa.array([record.width for record in records], pa.int32()),
+            pa.array([record.height for record in records], pa.int32()),
+            blob_column([record.jpeg for record in records]),
+            pa.array([count for _, count in pending], pa.int32()),
+        ]
+        self._pending_images = []
+        with self._clock("write"):
+            self._images.write(columns)
+
+    def _flush_regions(self) -> None:
+        if not (pending := self._pending_regions):
+            return
+        self._pending_regions = []
+        columns = [pa.concat_arrays(parts) for parts in zip(*pending, strict=True)]
+        with self._clock("write"):
+            self._regions.write(columns)
+
+    def _source_column(self, count: int) -> pa.Array:
+        indices = pa.array(np.zeros(count, np.int8))
+        return pa.DictionaryArray.from_arrays(indices, pa.array([self._source])).cast(SOURCE_TYPE)
+
+
+class _Clock:
+    """Seconds by stage; of several threads, so they may add up to more than the wall's."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self._seconds = seconds
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = time.perf_counter() - start
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + spent
+
+
+def _ordered(
+    pool: ThreadPoolExecutor, items: Iterable[In], depth: int, work: Callable[[In], Out]
+) -> Iterator[Out]:
+    """`work` of each item, in order, at most `depth` of them started and not yet taken."""
+    started: deque[Future[Out]] = deque()
+    try:
+        for item in items:
+            started.append(pool.submit(work, item))
+            if len(started) > depth:
+                yield started.popleft().result()
+        while started:
+            yield started.popleft().result()
+    finally:
+        for future in started:
+            future.cancel()
+
+
+def outer_box(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+    """Whole pixels that cover a box."""
+    left, top = int(np.floor(box[0])), int(np.floor(box[1]))
+    right, bottom = int(np.ceil(box[0] + box[2])), int(np.ceil(box[1] + box[3]))
+    return left, top, right - left, bottom - top
+
+
+def _not_finite(record: ImageRecord, region: RegionRecord) -> Reject:
+    return Reject(
+        stage=Stage.TEACHER,
+        reason=Reason.EMBEDDING_NOT_FINITE,
+        detail=f"{record.file_name}: the teacher's output for this crop is not finite",
+        image_id=record.image_id,
+        region_id=region.region_id,
+    )

@@ -1,0 +1,296 @@
+"""Does a store hold what it says? Every check streams; memory does not follow the data.
+
+Counts per unit, unique and sorted-together keys, agreement of images and regions, norms, NaN,
+concept columns, provenance of all tables, freshness of the indices.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import lance
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tap_engine.pipeline.store import Store, blob_bytes
+from tap_engine.schemas import tables
+from tap_engine.schemas.errors import SchemaError
+from tap_engine.schemas.keys import split_key
+from tap_engine.schemas.rejects import Reason, Stage
+
+_NORM_TOLERANCE = 2e-3
+"""A unit vector of float16 values: rounding moves the norm by at most 2^-11 of it."""
+
+_PROB_TOLERANCE = 2e-2
+"""Sum of up to 2,560 float16 probabilities, each rounded by at most 2^-11 of itself."""
+
+
+@dataclass
+class Report:
+    """What was checked and what was found.
+
+    Attributes:
+        checks: a line for each check that passed.
+        problems: a line for each that did not, with numbers and an example.
+    """
+
+    checks: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, name: str, problem: str | None) -> None:
+        """Note the outcome of one check; None is good."""
+        if problem is None:
+            self.checks.append(name)
+        else:
+            self.problems.append(f"{name}: {problem}")
+
+    @property
+    def ok(self) -> bool:
+        """No problem was found."""
+        return not self.problems
+
+
+def verify(
+    store: Store, *, jpeg_sample: int = 64, say: Callable[[str], None] = lambda text: None
+) -> Report:
+    """Check a whole store.
+
+    Args:
+        store: the store.
+        jpeg_sample: how many images, evenly spread, have their bytes read and looked at.
+        say: told what is being checked.
+
+    Raises:
+        StoreError: a table is missing.
+        SchemaError: provenance is damaged.
+    """
+    report = Report()
+    images, regions, rejects, concepts = (
+        store.open(name)
+        for name in (tables.IMAGES, tables.REGIONS, tables.REJECTS, tables.CONCEPTS)
+    )
+    say("schemas and provenance")
+    top_k = _check_schemas(store, images, regions, rejects, concepts, report)
+    say("images")
+    image_ids, counts = _check_images(images, report)
+    say(f"{regions.count_rows():,} regions")
+    _check_regions(regions, image_ids, counts, top_k, concepts.count_rows(), report)
+    _check_rejects(rejects, report)
+    _check_indices(regions, images, report)
+    _check_jpegs(images, jpeg_sample, report)
+    return report
+
+
+def _check_schemas(
+    store: Store,
+    images: lance.LanceDataset,
+    regions: lance.LanceDataset,
+    rejects: lance.LanceDataset,
+    concepts: lance.LanceDataset,
+    report: Report,
+) -> int:
+    provenance = {
+        name: store.provenance(name)
+        for name in (tables.IMAGES, tables.REGIONS, tables.REJECTS, tables.CONCEPTS)
+    }
+    differing = {
+        line
+        for name, other in provenance.items()
+        for line in other.differences(provenance[tables.REGIONS])
+    }
+    report.add("all tables have one provenance", "; ".join(sorted(differing)) or None)
+    settings = provenance[tables.REGIONS].settings
+    teacher, top_k = settings.get("teacher"), int(settings.get("top_k", 0))
+    dim = int(teacher["embed_dim"]) if teacher else 0
+    problem = None
+    try:
+        without_jpeg = [f for f in tables.images_schema() if f.name != "jpeg"]
+        tables.check_columns(images.schema, pa.schema(without_jpeg), tables.IMAGES)
+        tables.check_columns(regions.schema, tables.regions_schema(dim, top_k), tables.REGIONS)
+        tables.check_columns(rejects.schema, tables.rejects_schema(), tables.REJECTS)
+        tables.check_columns(concepts.schema, tables.concepts_schema(dim), tables.CONCEPTS)
+    except SchemaError as error:
+        problem = str(error)
+    report.add("columns are those of the contract", problem)
+    vocabulary = settings.get("vocabulary", {}).get("size")
+    found = concepts.count_rows()
+    report.add(
+        "the concepts table holds the whole vocabulary",
+        None if vocabulary == found else f"{vocabulary} in provenance, {found} rows",
+    )
+    return top_k
+
+
+def _check_images(
+    images: lance.LanceDataset, report: Report
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    columns = ["image_id", "unit", "region_count", "width", "height"]
+    table = images.to_table(columns=columns)
+    ids, units, counts, width, height = (table.column(name).to_numpy() for name in columns)
+    order = np.argsort(ids, kind="stable")
+    ids, counts = ids[order], counts[order].astype(np.int64)
+    repeated = ids[1:][ids[1:] == ids[:-1]]
+    report.add(
+        f"{len(ids):,} image ids are unique",
+        f"{len(repeated)} repeated, such as {repeated[0]}" if len(repeated) else None,
+    )
+    small = int(((width < 1) | (height < 1)).sum())
+    report.add("image sizes are positive", f"{small} are not" if small else None)
+    report.add("rows of a unit lie together in images", _scattered(units))
+    return ids, counts
+
+
+def _check_regions(
+    regions: lance.LanceDataset,
+    image_ids: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int64],
+    top_k: int,
+    vocabulary: int,
+    report: Report,
+) -> None:
+    # Keys are kept for one image at a time only; whole images lie together (checked below).
+    found = np.zeros(len(image_ids), np.int64)
+    unknown = disordered = wrong_image = bad_norm = not_finite = bad_concepts = 0
+    example: dict[str, int] = {}
+    units: list[npt.NDArray[np.int64]] = []
+    last_key = last_image = -1
+    seen_again: set[int] = set()
+    finished = np.zeros(len(image_ids), bool)
+    for batch in _region_batches(regions, top_k):
+        key = batch.column("key").to_numpy()
+        image = batch.column("image_id").to_numpy()
+        units.append(_runs(batch.column("unit").to_numpy()))
+        wrong = split_key(key)[0] != image
+        wrong_image += int(wrong.sum())
+        place = np.searchsorted(image_ids, image)
+        known = place < len(image_ids)
+        known[known] = image_ids[place[known]] == image[known]
+        if not known.all():
+            unknown += int((~known).sum())
+            example.setdefault("unknown", int(key[~known][0]))
+        np.add.at(found, place[known], 1)
+        previous_key = np.concatenate([[last_key], key[:-1]])
+        previous_image = np.concatenate([[last_image], image[:-1]])
+        same = image == previous_image
+        bad = same & (key <= previous_key)
+        if bad.any():
+            disordered += int(bad.sum())
+            example.setdefault("disordered", int(key[bad][0]))
+        # an image that starts again after another one has come in between
+        starts, times = np.unique(place[known & ~same], return_counts=True)
+        again = finished[starts] | (times > 1)
+        seen_again.update(image_ids[starts[again]].tolist()[:10])
+        finished[starts] = True
+        last_key, last_image = int(key[-1]), int(image[-1])
+        if "embedding" in batch.schema.names:
+            vectors = _matrix(batch.column("embedding")).astype(np.float32)
+            norms = np.linalg.norm(vectors, axis=1)
+            finite = np.isfinite(norms)
+            not_finite += int((~finite).sum())
+            bad_norm += int((np.abs(norms[finite] - 1) > _NORM_TOLERANCE).sum())
+        if top_k:
+            bad_concepts += _bad_concepts(batch, vocabulary)
+
+    def count(name: str, number: int, text: str, key: str = "") -> None:
+        tail = f", such as key {example[key]}" if key in example else ""
+        report.add(name, f"{number:,} {text}{tail}" if number else None)
+
+    count("region keys belong to their image", wrong_image, "do not")
+    count("every region's image is in images", unknown, "regions without image", "unknown")
+    count(
+        "region keys are unique and ascending within an image", disordered, "are not", "disordered"
+    )
+    again = f"{len(seen_again)} or more do not, such as {min(seen_again)}" if seen_again else None
+    report.add("regions of an image lie together", again)
+    report.add(
+        "rows of a unit lie together in regions",
+        _scattered(np.concatenate(units)) if units else None,
+    )
+    differing = np.flatnonzero(found != counts)
+    problem = None
+    if len(differing):
+        first = differing[0]
+        problem = (
+            f"{len(differing):,} images differ, such as {image_ids[first]}: "
+            f"region_count {counts[first]}, {found[first]} rows"
+        )
+    report.add(f"{int(found.sum()):,} regions agree with the images' counts", problem)
+    count("embeddings are finite", not_finite, "are not")
+    count("embeddings have unit length", bad_norm, "do not")
+    count("concepts are known, sorted and probable", bad_concepts, "rows are not")
+
+
+def _region_batches(regions: lance.LanceDataset, top_k: int) -> Iterator[pa.RecordBatch]:
+    columns = ["key", "image_id", "unit"]
+    columns += [name for name in ("embedding",) if name in regions.schema.names]
+    if top_k:
+        columns += ["concept_ids", "concept_probs", "concept_entropy"]
+    scanner = regions.scanner(columns=columns, batch_size=8192, scan_in_order=True)
+    yield from (batch for batch in scanner.to_batches() if batch.num_rows)
+
+
+def _bad_concepts(batch: pa.RecordBatch, vocabulary: int) -> int:
+    ids = _matrix(batch.column("concept_ids"))
+    probs = _matrix(batch.column("concept_probs")).astype(np.float32)
+    entropy = batch.column("concept_entropy").to_numpy()
+    good = (ids < vocabulary).all(1) & (probs >= 0).all(1) & (np.diff(probs, axis=1) <= 0).all(1)
+    good &= probs.sum(1) <= 1 + _PROB_TOLERANCE
+    good &= np.isfinite(entropy) & (entropy > -1e-3) & (entropy <= np.log(vocabulary) + 1e-3)
+    return int((~good).sum())
+
+
+def _check_rejects(rejects: lance.LanceDataset, report: Report) -> None:
+    known = {str(stage) for stage in Stage}, {str(reason) for reason in Reason}
+    table = rejects.to_table(columns=["stage", "reason"])
+    for name, words in zip(("stage", "reason"), known, strict=True):
+        strange = set(table.column(name).unique().to_pylist()) - words
+        report.add(
+            f"every reject's {name} is a known word",
+            f"found {', '.join(sorted(strange))}" if strange else None,
+        )
+
+
+def _check_indices(regions: lance.LanceDataset, images: lance.LanceDataset, report: Report) -> None:
+    for dataset, column, table in ((regions, "key", "regions"), (images, "image_id", "images")):
+        if not dataset.count_rows():
+            continue
+        names = [i.name for i in dataset.describe_indices() if column in i.field_names]
+        problem: str | None = "there is none; build-semantic makes it at its end"
+        if names:
+            behind = int(dataset.stats.index_stats(names[0])["num_unindexed_rows"])
+            problem = f"{behind:,} rows are not in it" if behind else None
+        report.add(f"the index on {table}.{column} is up to date", problem)
+
+
+def _check_jpegs(images: lance.LanceDataset, sample: int, report: Report) -> None:
+    rows = images.count_rows()
+    places = sorted({int(place) for place in np.linspace(0, rows - 1, min(sample, rows))})
+    damaged = [
+        place
+        for place, jpeg in zip(places, blob_bytes(images, "jpeg", places), strict=True)
+        if not jpeg.startswith(b"\xff\xd8")
+    ]
+    report.add(
+        f"{len(places)} sampled image files are JPEGs",
+        f"row {damaged[0]} is not, and {len(damaged) - 1} more" if damaged else None,
+    )
+
+
+def _matrix(column: pa.Array) -> npt.NDArray[Any]:
+    """fixed_size_list column -> [N, K] array without a copy."""
+    return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1)
+
+
+def _runs(units: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Values with immediate repetitions dropped."""
+    return units[np.concatenate([[True], units[1:] != units[:-1]])]
+
+
+def _scattered(units: npt.NDArray[np.int64]) -> str | None:
+    if not len(units):
+        return None
+    starts = _runs(units)
+    values, times = np.unique(starts, return_counts=True)
+    many = values[times > 1]
+    return f"{len(many):,} units are scattered, such as {many[0]}" if len(many) else None
