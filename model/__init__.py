@@ -1,0 +1,1 @@
+"""The TAP model and the maths it owns."""

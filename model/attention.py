@@ -1,0 +1,167 @@
+"""One door to attention kernels: flash-attn where it is installed and can, else torch's SDPA.
+
+Layout everywhere: [B, N, H, d] = batch, tokens, heads, channels of a head. Both kernels give the
+same numbers within the dtype's tolerance; neither stores the [N, N] matrix on a GPU.
+"""
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tap_engine.schemas.errors import ConfigError
+
+Backend = Literal["auto", "flash", "sdpa"]
+
+FLASH_INSTALLED = importlib.util.find_spec("flash_attn") is not None
+
+_FLASH_MAX_HEAD_DIM = 256
+
+_backend: ContextVar[Backend] = ContextVar("attention_backend", default="auto")
+
+
+@contextmanager
+def attention_backend(backend: Backend) -> Iterator[None]:
+    """Within this context every attention uses the named kernel; for tests and benchmarks.
+
+    Raises:
+        ConfigError: "flash" without the package.
+    """
+    if backend == "flash" and not FLASH_INSTALLED:
+        raise ConfigError(
+            "attention backend 'flash' needs flash-attn: pip install \"tap-engine[flash]\""
+        )
+    token = _backend.set(backend)
+    try:
+        yield
+    finally:
+        _backend.reset(token)
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    bias: Tensor | None = None,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v.
+
+    Args:
+        q: [B, N, H, d].
+        k: [B, M, H, d].
+        v: [B, M, H, d].
+        bias: [H, N, M] added to the scaled logits of every batch row; flash-attn has no such
+            input, so SDPA takes these.
+        causal: token i sees keys up to i + M - N (the last query sees every key).
+        dropout: rate on the probabilities.
+
+    Returns:
+        [B, N, H, d].
+    """
+    if uses_flash(q, bias):
+        from flash_attn import flash_attn_func
+
+        return flash_attn_func(q, k, v, dropout_p=dropout, causal=causal)
+    mask = None if bias is None else bias.to(q.dtype).unsqueeze(0)
+    if causal and q.shape[1] != k.shape[1]:
+        # SDPA's own causal mask aligns the first query with the first key.
+        n, m = q.shape[1], k.shape[1]
+        mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+        causal = False
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask,
+        dropout_p=dropout,
+        is_causal=causal,
+    )
+    return out.transpose(1, 2)
+
+
+def uses_flash(q: Tensor, bias: Tensor | None) -> bool:
+    """Whether flash-attn is installed, not switched off, and can take these inputs."""
+    backend = _backend.get()
+    if backend == "sdpa" or not FLASH_INSTALLED:
+        return False
+    return (
+        q.is_cuda
+        and bias is None
+        and q.dtype in (torch.float16, torch.bfloat16)
+        and q.shape[-1] <= _FLASH_MAX_HEAD_DIM
+        and q.shape[-1] % 8 == 0
+    )
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole rows of the batch while training.
+
+    A row is what the branch sees as one: in the image encoder that is a window, not an image, and
+    the attention and mlp branches draw separately (docs/model.md).
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[R, ...] -> the same; kept rows are scaled by 1 / (1 - rate)."""
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        mask = x.new_empty(x.shape[0], *[1] * (x.ndim - 1)).bernoulli_(keep)
+        return x * mask.div_(keep)
+
+
+class FusedAttention(nn.Module):
+    """The weights of self attention: one projection, rows ordered (q, k, v) x head x channel."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, N, C] -> q, k, v, each [B, N, H, d]."""
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(2)
+        return q, k, v
+
+
+class SelfAttention(FusedAttention):
+    """Plain self attention."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        q, k, v = self.project(x)
+        return self.proj(attention(q, k, v).flatten(2))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an activation between."""
+
+    def __init__(self, dim: int, hidden: int, activation: type[nn.Module] = nn.GELU) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.activation = activation()
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., C] -> [..., C]."""
+        return self.fc2(self.activation(self.fc1(x)))
+
+
+def run_block(block: Callable[..., Any], *inputs: Tensor, recompute: bool) -> Any:
+    """`block(*inputs)`; with `recompute`, its activations are made again in the backward pass."""
+    if recompute and torch.is_grad_enabled():
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)

@@ -1,0 +1,122 @@
+"""Starts the image encoder from weights of others: MAE fits, SAM is refused with the reason.
+
+Nothing here runs code from a file: `.pth` files go through torch's weights-only reader.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tap_engine.model.checkpoint import require_same_shapes
+from tap_engine.model.image_encoder import VitEncoder, resize_positions
+from tap_engine.schemas.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderReport:
+    """What an initialisation did.
+
+    Attributes:
+        matched: encoder parameters that were set.
+        resized: (from, to) cells along a side of the position table, if it was resized.
+        fresh: encoder parameters the file has no counterpart of; they keep their own start.
+        unused: names in the file that TAP has no place for.
+    """
+
+    matched: tuple[str, ...]
+    resized: tuple[int, int] | None
+    fresh: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.matched)} encoder tensors set"]
+        if self.resized:
+            lines.append(f"position table resized from {self.resized[0]} to {self.resized[1]}")
+        lines.append(f"{len(self.fresh)} start fresh (relative bias, cross-window, neck)")
+        if self.unused:
+            lines.append(f"{len(self.unused)} of the file unused: {', '.join(self.unused[:6])}")
+        return "; ".join(lines)
+
+
+@torch.no_grad()
+def initialise_encoder(encoder: VitEncoder, path: str | Path) -> EncoderReport:
+    """Starts the image encoder from a MAE-pretrained ViT of the same width and depth.
+
+    Takes patch embedding, blocks, final norm and the position table (without its class token,
+    resized bicubically to this grid). A MAE decoder in the file is left out. The channels of the
+    patch embedding are reversed: MAE saw RGB and this network sees BGR, with the same mean and
+    deviation per colour, so that a patch comes out as it did there.
+
+    Args:
+        encoder: the model's `image_encoder`.
+        path: a `.pth` (torch zip, read without running code) or `.safetensors` file.
+
+    Raises:
+        CheckpointError: no MAE ViT, SAM's encoder, or another width or depth.
+    """
+    weights = _read_any(path)
+    if any(name.endswith(("rel_pos_h", "rel_pos_w")) for name in weights):
+        raise CheckpointError(
+            f"{path}: SAM's image encoder does not fit TAP's: SAM has query-based relative "
+            "positions (rel_pos_h/w), global attention in four blocks and LayerNorm in the neck; "
+            "TAP has an index-based bias, cross-window convolutions and batch norm. TAP starts "
+            "from MAE weights (mae_pretrain_vit_base.pth and larger)"
+        )
+    positions = weights.pop("pos_embed", None)
+    if positions is None or "blocks.0.attn.qkv.weight" not in weights:
+        raise CheckpointError(
+            f"{path}: expected a MAE ViT with 'pos_embed' and 'blocks.0.attn.qkv.weight', found "
+            f"{sorted(weights)[:4]}"
+        )
+    own = encoder.state_dict()
+    positions = positions.flatten(0, -2)
+    side = int(len(positions) ** 0.5)
+    if len(positions) - side * side not in (0, 1):
+        raise CheckpointError(f"{path}: {len(positions)} positions are no square grid")
+    grid = round(len(own["pos_embed.weight"]) ** 0.5)
+    weights["pos_embed.weight"] = resize_positions(positions[-side * side :], grid)
+    weights["patch_embed.proj.weight"] = weights["patch_embed.proj.weight"].flip(1)
+    taken = {
+        name: value for name, value in weights.items() if name in own or name.startswith("blocks.")
+    }
+    require_same_shapes(
+        {name: tuple(value.shape) for name, value in own.items() if _in_mae(name)},
+        {name: tuple(value.shape) for name, value in taken.items()},
+        f"{path} (a ViT of another size)",
+    )
+    for name, value in taken.items():
+        own[name].copy_(value)
+    parameters = {name for name, _ in encoder.named_parameters()}
+    return EncoderReport(
+        matched=tuple(taken),
+        resized=(side, grid) if side != grid else None,
+        fresh=tuple(sorted(parameters - taken.keys())),
+        unused=tuple(sorted(weights.keys() - taken.keys())),
+    )
+
+
+def _in_mae(name: str) -> bool:
+    """Whether a tensor of our encoder has a counterpart in a MAE ViT."""
+    parts = ("patch_embed.", "pos_embed.", "blocks.", "norm.")
+    return name.startswith(parts) and ".rel_pos_embed." not in name
+
+
+def _read_any(path: str | Path) -> dict[str, Tensor]:
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no weight file {str(path)!r}")
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader raises many types; all mean "not such a file"
+        raise CheckpointError(f"{path}: not readable as tensors alone: {error}") from error
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):
+        content = content["model"]
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a dict of tensors, found {type(content).__name__}")
+    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    return {name.removeprefix("image_encoder."): value for name, value in tensors.items()}

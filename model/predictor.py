@@ -1,0 +1,310 @@
+"""The model for people: an image and prompts in, masks with names and captions out.
+
+tap = Tap.from_pretrained("checkpoints/tap-b")
+tap.set_image(rgb)
+for region in tap.predict(boxes=[[10, 20, 200, 180]]):
+    print(region.concepts[0].name, region.iou, region.caption)
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from tap_engine.model import checkpoint, concepts, text_tokenizer
+from tap_engine.model.concept_projector import concept_entropy, concept_log_probs, top_concepts
+from tap_engine.model.concepts import ConceptTable
+from tap_engine.model.image_input import FittedImage, fit_image, to_rgb
+from tap_engine.model.prompts import make_prompts
+from tap_engine.model.tap import TapModel, route
+from tap_engine.model.text_decoder import caption_lengths
+from tap_engine.model.text_tokenizer import TextTokenizer
+from tap_engine.schemas.errors import CheckpointError, ConfigError
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True, slots=True)
+class Concept:
+    """A name and how probable it is, over the whole vocabulary in use."""
+
+    name: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """What the model says of one prompt.
+
+    Attributes:
+        mask: [H, W] bool, at the image's own size.
+        iou: the model's estimate of the mask's IoU, not squashed: may leave 0..1 a little.
+        candidate: which of the four masks was taken: 0 for boxes, 1-3 for points.
+        concepts: the most probable names, best first; empty without a concept table.
+        entropy: of the distribution over all concepts, nats; high where no name fits. NaN without
+            a concept table.
+        caption: greedy caption; None where the checkpoint has no tokenizer or none was asked for.
+        sem_token: [D] float32, prompts the text decoder.
+        sem_embed: [E] float32 visual embedding in the teacher's space, not normalised.
+    """
+
+    mask: npt.NDArray[np.bool_]
+    iou: float
+    candidate: int
+    concepts: tuple[Concept, ...]
+    entropy: float
+    caption: str | None
+    sem_token: npt.NDArray[np.float32]
+    sem_embed: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class EmbeddedImage:
+    """An image that the encoder has seen; prompts on it cost only the decoder.
+
+    Attributes:
+        fitted: the image in the canvas.
+        embedding: [1, D, S/16, S/16].
+    """
+
+    fitted: FittedImage
+    embedding: Tensor
+
+
+class Tap:
+    """A model with what is needed to speak: concepts and tokenizer.
+
+    Args:
+        model: the network; moved nowhere, so put it on its device first.
+        concept_table: names to predict; may be set later.
+        tokenizer: for captions; None for none.
+        precision: of the arithmetic, by autocast. Weights stay float32, and so do positions,
+            concept probabilities and everything that is returned.
+        prompts_per_chunk: prompts decoded at a time; bounds memory, about 20 MB each in float32 at
+            1024 px, more for images over 4 megapixels.
+    """
+
+    def __init__(
+        self,
+        model: TapModel,
+        *,
+        concept_table: ConceptTable | None = None,
+        tokenizer: TextTokenizer | None = None,
+        precision: Precision = "float32",
+        prompts_per_chunk: int = 32,
+    ) -> None:
+        if prompts_per_chunk < 1:
+            raise ConfigError(f"prompts_per_chunk must be positive, got {prompts_per_chunk}")
+        if tokenizer is not None and tokenizer.vocab_size > model.config.text.vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {tokenizer.vocab_size} ids, the model only "
+                f"{model.config.text.vocab_size}"
+            )
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.prompts_per_chunk = prompts_per_chunk
+        self._dtype = getattr(torch, precision)
+        self._image: EmbeddedImage | None = None
+        self._known: ConceptTable | None = None
+        self._concepts: ConceptTable | None = None
+        self._weights: Tensor | None = None
+        if concept_table is not None:
+            self.set_concepts(concept_table)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        precision: Precision = "float32",
+    ) -> "Tap":
+        """The model of a checkpoint folder with the concepts and the tokenizer beside it.
+
+        Args:
+            path: the folder, or its .safetensors file.
+            device: where to compute.
+            precision: see the class.
+
+        Raises:
+            CheckpointError: missing, damaged, or the tokenizer is not the one it was trained with.
+        """
+        file = checkpoint.checkpoint_file(path)
+        folder, card = file.parent, checkpoint.read_card(file)
+        table = tokenizer = None
+        if (folder / concepts.FILE_NAME).is_file():
+            table = ConceptTable.load(folder / concepts.FILE_NAME)
+        if any((folder / name).is_file() for name in text_tokenizer.FILE_NAMES):
+            tokenizer = text_tokenizer.load_tokenizer(folder)
+            if card.tokenizer not in (None, tokenizer.fingerprint):
+                raise CheckpointError(
+                    f"{folder}: trained with tokenizer {card.tokenizer}, found "
+                    f"{tokenizer.fingerprint}; captions would be nonsense"
+                )
+        model = checkpoint.load_model(file, device)
+        return cls(model, concept_table=table, tokenizer=tokenizer, precision=precision)
+
+    def set_concepts(self, table_or_names: ConceptTable | Iterable[str]) -> None:
+        """Which names to predict from here on.
+
+        Args:
+            table_or_names: a table with its own text embeddings, or names among those of the table
+                last given (by the checkpoint, usually).
+
+        Raises:
+            ConfigError: a name without a text embedding, or a table of another teacher's width.
+        """
+        if isinstance(table_or_names, ConceptTable):
+            table = self._known = table_or_names
+        elif self._known is None:
+            raise ConfigError(
+                "this checkpoint has no concepts.safetensors, so names alone are not enough: pass "
+                "a ConceptTable with text embeddings"
+            )
+        else:
+            table = self._known.subset(table_or_names)
+        width = self.model.config.decoder.sem_embed_dim
+        if table.text_embeddings.shape[1] != width:
+            raise ConfigError(
+                f"the model predicts embeddings of width {width}, the concept table has "
+                f"{table.text_embeddings.shape[1]}: was it made with another teacher?"
+            )
+        self._concepts = table
+        self._weights = table.weights().to(self.model.pixel_mean.device)
+
+    @property
+    def concepts(self) -> ConceptTable | None:
+        """The names that are predicted from; None without a table."""
+        return self._concepts
+
+    def set_image(self, image: Any) -> EmbeddedImage:
+        """Encodes an image once; later calls of `predict` are about it.
+
+        Args:
+            image: see `image_input.to_rgb`: RGB, grey or RGBA, array or Pillow image.
+
+        Returns:
+            The embedded image, to keep and give to `predict` if several are in use.
+
+        Raises:
+            SourceError: no image in any form we know.
+        """
+        fitted = fit_image(to_rgb(image), self.model.config.image_size, self.model.fill_rgb)
+        pixels = torch.from_numpy(fitted.canvas).permute(2, 0, 1).unsqueeze(0)
+        with self.inference():
+            embedding = self.model.encode_image(pixels.to(self.model.pixel_mean.device))
+        self._image = EmbeddedImage(fitted, embedding)
+        return self._image
+
+    def predict(
+        self,
+        *,
+        boxes: npt.ArrayLike | None = None,
+        points: npt.ArrayLike | None = None,
+        point_labels: npt.ArrayLike | None = None,
+        mask: npt.ArrayLike | None = None,
+        top_k: int = 5,
+        captions: bool = True,
+        image: EmbeddedImage | None = None,
+    ) -> list[Region]:
+        """One region for each prompt.
+
+        Args:
+            boxes: [P, 4] or [4] xyxy px.
+            points: [P, K, 2] or [K, 2] (x, y) px; K points of each region.
+            point_labels: [P, K] or [K]: 1 in the region (default), 0 not, 4 no point.
+            mask: [P, H, W] or [H, W] mask or sketch, turned into nine points.
+            top_k: concepts to name.
+            captions: write captions, where there is a tokenizer.
+            image: of `set_image`; the last one by default.
+
+        Returns:
+            P regions; none for an empty list of boxes.
+
+        Raises:
+            ConfigError: no image, no prompt, or a prompt that cannot be meant (off the image, no
+                area, not a number); see `prompts.make_prompts`.
+        """
+        image = image or self._image
+        if image is None:
+            raise ConfigError("no image: call set_image first")
+        prompts = make_prompts(
+            image.fitted.image_hw,
+            boxes=boxes,
+            points=points,
+            point_labels=point_labels,
+            mask=mask,
+        )
+        regions: list[Region] = []
+        for start in range(0, len(prompts), self.prompts_per_chunk):
+            chunk = slice(start, start + self.prompts_per_chunk)
+            xy = torch.from_numpy(prompts.points[chunk] * np.float32(image.fitted.scale))
+            labels = torch.from_numpy(prompts.labels[chunk])
+            with self.inference():
+                regions += self._decode(image, xy, labels, top_k, captions)
+        return regions
+
+    def _decode(
+        self, image: EmbeddedImage, points: Tensor, labels: Tensor, top_k: int, captions: bool
+    ) -> list[Region]:
+        device = image.embedding.device
+        labels = labels.unsqueeze(0).to(device)
+        out = self.model.decode(image.embedding, points.unsqueeze(0).to(device), labels)
+        candidate = route(out.iou_pred, labels)
+        chosen = out.select(candidate)
+        fitted = image.fitted
+        masks = self.model.full_size_logits(
+            chosen.mask_logits[0].float(), fitted.content_hw, fitted.image_hw
+        )
+        sem_tokens, sem_embeds = chosen.sem_tokens[0], chosen.sem_embeds[0].float()
+        texts = self.write_captions(sem_tokens) if captions else [None] * len(sem_tokens)
+        names, entropies = self._names(sem_embeds, top_k)
+        parts = zip(
+            (masks > 0).cpu().numpy(),
+            chosen.iou_pred[0].float().tolist(),
+            candidate[0].tolist(),
+            names,
+            entropies,
+            texts,
+            sem_tokens.float().cpu().numpy(),
+            sem_embeds.cpu().numpy(),
+            strict=True,
+        )
+        return [Region(*part) for part in parts]
+
+    def _names(
+        self, sem_embeds: Tensor, top_k: int
+    ) -> tuple[list[tuple[Concept, ...]], list[float]]:
+        if self._concepts is None or self._weights is None:
+            return [()] * len(sem_embeds), [float("nan")] * len(sem_embeds)
+        log_probs = concept_log_probs(sem_embeds, self._weights)
+        ids, probabilities = top_concepts(log_probs, min(top_k, len(self._concepts.names)))
+        named = [
+            tuple(Concept(self._concepts.names[i], p) for i, p in zip(row, scores, strict=True))
+            for row, scores in zip(ids.tolist(), probabilities.tolist(), strict=True)
+        ]
+        return named, concept_entropy(log_probs).tolist()
+
+    def write_captions(self, sem_tokens: Tensor) -> list[str | None]:
+        """Greedy captions of N semantic tokens [N, D]; None each without a tokenizer."""
+        if self.tokenizer is None:
+            return [None] * len(sem_tokens)
+        bos_id, eos_id = self.tokenizer.bos_id, self.tokenizer.eos_id
+        ids = self.model.text_decoder.generate(sem_tokens, bos_id=bos_id, eos_id=eos_id)
+        lengths = caption_lengths(ids, eos_id).tolist()
+        rows = zip(ids.tolist(), lengths, strict=True)
+        return [self.tokenizer.decode(row[:length]) for row, length in rows]
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """No gradients, and the arithmetic of this predictor's precision."""
+        device = self.model.pixel_mean.device.type
+        enabled = self._dtype != torch.float32
+        with torch.inference_mode(), torch.autocast(device, self._dtype, enabled=enabled):
+            yield

@@ -1,0 +1,104 @@
+import os
+
+import pytest
+import torch
+
+from tap_engine.model.encoder_start import initialise_encoder
+from tap_engine.model.image_encoder import resize_positions
+from tap_engine.schemas.errors import CheckpointError
+from tests.model.small import small_model
+
+
+class Attack:
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+def mae_weights(depth: int = 4, dim: int = 24, grid: int = 14) -> dict[str, torch.Tensor]:
+    """A MAE ViT's tensors under timm's names, as the published checkpoints have them."""
+    shapes = {
+        "cls_token": (1, 1, dim),
+        "pos_embed": (1, 1 + grid * grid, dim),
+        "patch_embed.proj.weight": (dim, 3, 16, 16),
+        "patch_embed.proj.bias": (dim,),
+        "norm.weight": (dim,),
+        "norm.bias": (dim,),
+    }
+    for block in range(depth):
+        for name, shape in {
+            "norm1.weight": (dim,),
+            "norm1.bias": (dim,),
+            "attn.qkv.weight": (3 * dim, dim),
+            "attn.qkv.bias": (3 * dim,),
+            "attn.proj.weight": (dim, dim),
+            "attn.proj.bias": (dim,),
+            "norm2.weight": (dim,),
+            "norm2.bias": (dim,),
+            "mlp.fc1.weight": (4 * dim, dim),
+            "mlp.fc1.bias": (4 * dim,),
+            "mlp.fc2.weight": (dim, 4 * dim),
+            "mlp.fc2.bias": (dim,),
+        }.items():
+            shapes[f"blocks.{block}.{name}"] = shape
+    torch.manual_seed(0)
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+def test_mae_starts_the_encoder(tmp_path) -> None:
+    weights = mae_weights()
+    torch.save({"model": weights | {"decoder_pos_embed": torch.zeros(1)}}, tmp_path / "mae.pth")
+    encoder = small_model().image_encoder
+    relative = encoder.blocks[0].attn.rel_pos_embed.weight.clone()
+    report = initialise_encoder(encoder, tmp_path / "mae.pth")
+    own = encoder.state_dict()
+    for name, value in weights.items():
+        if name in ("cls_token", "pos_embed"):
+            continue
+        # MAE saw RGB, this model sees BGR.
+        expected = value.flip(1) if name == "patch_embed.proj.weight" else value
+        assert torch.equal(own[name], expected), name
+    expected = resize_positions(weights["pos_embed"][0, 1:], 4)
+    torch.testing.assert_close(own["pos_embed.weight"], expected)
+    assert torch.equal(encoder.blocks[0].attn.rel_pos_embed.weight, relative)
+    assert len(report.matched) == 4 * 12 + 2 + 2 + 1
+    assert report.resized == (14, 4)
+    assert report.unused == ("cls_token", "decoder_pos_embed")
+    assert "blocks.0.attn.rel_pos_embed.weight" in report.fresh
+    assert "position table resized from 14 to 4" in str(report)
+
+
+def test_mae_of_another_size_is_refused(tmp_path) -> None:
+    encoder = small_model().image_encoder
+    torch.save(mae_weights(dim=32), tmp_path / "wide.pth")
+    with pytest.raises(CheckpointError, match=r"a ViT of another size.*another shape"):
+        initialise_encoder(encoder, tmp_path / "wide.pth")
+    torch.save(mae_weights(depth=8), tmp_path / "deep.pth")
+    with pytest.raises(CheckpointError, match=r"48 unknown, first 'blocks\.4\."):
+        initialise_encoder(encoder, tmp_path / "deep.pth")
+
+
+def test_a_file_with_a_block_cut_off_is_refused(tmp_path) -> None:
+    weights = mae_weights()
+    del weights["blocks.3.mlp.fc2.bias"]
+    torch.save(weights, tmp_path / "cut.pth")
+    with pytest.raises(CheckpointError, match=r"1 missing, first 'blocks\.3\.mlp\.fc2\.bias'"):
+        initialise_encoder(small_model().image_encoder, tmp_path / "cut.pth")
+
+
+def test_sam_is_refused_with_the_reason(tmp_path) -> None:
+    weights = {f"image_encoder.{name}": value for name, value in mae_weights().items()}
+    weights["image_encoder.blocks.0.attn.rel_pos_h"] = torch.zeros(27, 12)
+    torch.save(weights, tmp_path / "sam.pth")
+    with pytest.raises(CheckpointError, match="SAM's image encoder does not fit"):
+        initialise_encoder(small_model().image_encoder, tmp_path / "sam.pth")
+
+
+def test_code_in_a_pth_is_not_run(tmp_path) -> None:
+    marker = tmp_path / "pwned"
+    torch.save({"model": mae_weights(), "args": Attack(marker)}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointError, match="not readable as tensors alone"):
+        initialise_encoder(small_model().image_encoder, tmp_path / "evil.pth")
+    assert not marker.exists()
