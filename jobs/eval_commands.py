@@ -1,0 +1,268 @@
+"""Evaluation commands of `tap-train`: predict, score, compare."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tap_engine.jobs.output import command_errors
+
+if TYPE_CHECKING:
+    from tap_engine.train.report import Score
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `tap-train`."""
+    app.command("eval")(evaluate)
+    app.command("ablate")(ablate)
+    app.command("score")(score)
+    app.command("report")(report)
+
+
+def evaluate(
+    data: Annotated[
+        str,
+        typer.Option(help="sample; COCO, LVIS or GRiT json; refs(umd).p; or a store."),
+    ],
+    model: Annotated[str | None, typer.Option(help="Run or checkpoint folder.")] = None,
+    out: Annotated[
+        str, typer.Option(help="Folder or URI for predictions, scores and report.")
+    ] = "eval",
+    task: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="segmentation, classification, names, captions, prompts; repeatable, all that "
+            "the data allow by default."
+        ),
+    ] = None,
+    images: Annotated[str | None, typer.Option(help="Image folder of a json or pickle.")] = None,
+    boxes: Annotated[
+        str | None,
+        typer.Option(help="Detector results (.json) for segmentation; else ground truth boxes."),
+    ] = None,
+    truth: Annotated[str | None, typer.Option(help="Truth table of a sample store.")] = None,
+    instances: Annotated[str | None, typer.Option(help="instances.json of a refs pickle.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="val, train or test of a refs pickle; FILE.json:NAME of a store."),
+    ] = None,
+    references: Annotated[
+        str, typer.Option(help="Sample of a refs pickle: a region, or a sentence.")
+    ] = "region",
+    concepts: Annotated[
+        str | None, typer.Option(help="concepts.safetensors with the data's class names.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="CLIP model that embeds class names instead.")
+    ] = None,
+    crops_with: Annotated[
+        str | None, typer.Option(help="Classify crops with this CLIP model; no --model then.")
+    ] = None,
+    crop_fill: Annotated[
+        str, typer.Option(help="Outside the mask of such a crop: keep, mean or black.")
+    ] = "keep",
+    limit: Annotated[int, typer.Option(help="Only the first images; 0 for all.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
+    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    chunk: Annotated[int, typer.Option(help="Prompts decoded at a time; bounds memory.")] = 64,
+    name: Annotated[str | None, typer.Option(help="What the row is called.")] = None,
+    data_name: Annotated[
+        str, typer.Option(help="Name of the data: coco, lvis, visual-genome, refcocog, ...")
+    ] = "",
+    box_source: Annotated[
+        str, typer.Option(help="What --boxes are, such as vitdet-h; its file name by default.")
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print json, not a table.")] = False,
+) -> None:
+    """Predict with the papers' protocols, then score.
+
+    The same command again continues where it stopped. Under torchrun, ranks share the images.
+    """
+    with command_errors():
+        from tap_engine.jobs.eval_data import DataChoice
+        from tap_engine.jobs.evaluation import EvalRequest, run_evaluation
+
+        choice = DataChoice(
+            name=data,
+            references=references,
+            images=images,
+            instances=instances,
+            split=split,
+            truth_table=truth,
+            limit=limit,
+        )
+        request = EvalRequest(
+            model=model,
+            crops_with=crops_with,
+            crop_fill=crop_fill,
+            data=choice,
+            out=out,
+            tasks=tuple(task or ()),
+            boxes=boxes,
+            concepts=concepts,
+            teacher=teacher,
+            device=device,
+            precision=precision,
+            chunk=chunk,
+            name=name,
+            data_name=data_name,
+            box_source=box_source,
+        )
+        scores = run_evaluation(request, _progress)
+        if scores:
+            folder = None if "://" in out else Path(out)
+            if folder is not None:
+                _save(scores, folder)
+            _show(scores, folder, as_json=as_json)
+
+
+def ablate(
+    store: Annotated[list[str], typer.Option(help="Sample-world store to train on; repeatable.")],
+    out: Annotated[Path, typer.Option(help="Folder for runs, predictions and report.")],
+    recipe: Annotated[str, typer.Option(help="What all variants start from.")] = "sample",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of all variants."),
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Held-out scenes; 0 for the usual 100.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print json, not a table.")] = False,
+) -> None:
+    """Train the papers' ablations on the sample world and set their scores side by side.
+
+    The same command again continues where it stopped.
+    """
+    with command_errors():
+        from tap_engine.jobs.ablation import AblationRequest, run_ablation
+        from tap_engine.train.loop import Interrupted
+
+        request = AblationRequest(
+            stores=tuple(store), out=out, recipe=recipe, overrides=tuple(set_ or ()), limit=limit
+        )
+        try:
+            scores = run_ablation(request, _progress)
+        except Interrupted as stopped:
+            typer.echo(f"{stopped}; the same command goes on", err=True)
+            sys.exit(128 + stopped.signal)
+        _show(scores, out, as_json=as_json)
+
+
+def score(
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="coco-segm, coco-bbox, lvis-segm, lvis-bbox, captions, prompts or names."
+        ),
+    ],
+    truth: Annotated[
+        str,
+        typer.Option(
+            help="COCO, LVIS or GRiT json; also what `eval --data` takes: sample, refs(umd).p, a "
+            "store."
+        ),
+    ],
+    predictions: Annotated[
+        str,
+        typer.Option(help="COCO results .json, .parquet, .lance, or a folder of `tap-train eval`."),
+    ],
+    name: Annotated[str, typer.Option(help="What the row is called.")] = "this run",
+    data: Annotated[
+        str, typer.Option(help="Name of the data: coco, lvis, visual-genome, refcocog, ...")
+    ] = "",
+    box_source: Annotated[
+        str, typer.Option(help="Where box prompts came from: gt, vitdet-h, ...")
+    ] = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for score.json, report.md and report.json.")
+    ] = None,
+    instances: Annotated[str | None, typer.Option(help="instances.json of a refs pickle.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="val, train or test of a refs pickle; FILE.json:NAME of a store."),
+    ] = None,
+    references: Annotated[
+        str, typer.Option(help="Sample of a refs pickle: a region, or a sentence.")
+    ] = "region",
+    truth_table: Annotated[
+        str | None, typer.Option(help="What the regions of a sample store are.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="As it was for `eval`; 0 for all.")] = 0,
+    partial: Annotated[
+        bool, typer.Option("--partial", help="Score the images that were predicted so far.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print json, not a table.")] = False,
+) -> None:
+    """Score a prediction file, anybody's, with the official metrics.
+
+    Needs no model. Published rows of the same test stand beside the result.
+    """
+    with command_errors():
+        from tap_engine.train import score_files
+
+        config = score_files.ScoreConfig(
+            protocol=protocol, name=name, data=data, box_source=box_source, partial=partial
+        )
+        if truth.endswith(".json") and not limit:
+            found = score_files.score_files(config, truth, predictions, _progress)
+        else:
+            from tap_engine.jobs.eval_data import DataChoice, evaluation_set
+
+            choice = DataChoice(
+                name=truth,
+                references=references,
+                instances=instances,
+                split=split,
+                truth_table=truth_table,
+                limit=limit,
+            )
+            found = score_files.score(config, evaluation_set(choice).truth, predictions, _progress)
+        if out is not None:
+            _save([found], out)
+        _show([found], out, as_json=as_json)
+
+
+def report(
+    scores: Annotated[
+        list[Path], typer.Argument(help="score.json files, or folders of `score` or `eval`.")
+    ],
+    apart: Annotated[
+        bool, typer.Option("--apart", help="A table for each test, where stamps are unlike.")
+    ] = False,
+    out: Annotated[Path | None, typer.Option(help="Folder for report.md and report.json.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print json, not a table.")] = False,
+) -> None:
+    """Scores side by side, and beside the published ones; unlike tests are refused."""
+    with command_errors():
+        from tap_engine.train.report import load_scores
+
+        found = [score for path in scores for score in load_scores(path)]
+        _show(found, out, apart=apart, as_json=as_json)
+
+
+def _save(scores: list["Score"], out: Path) -> None:
+    """One score beside its report; several, of an evaluation, in a folder each."""
+    from tap_engine.train.report import SCORE_FILE
+
+    for found in scores:
+        place = out if len(scores) == 1 else out / "scores" / found.stamp.protocol
+        found.save(place / SCORE_FILE)
+
+
+def _show(
+    scores: list["Score"], out: Path | None, *, apart: bool = False, as_json: bool = False
+) -> None:
+    from tap_engine.train.report import tabulate, to_json, to_markdown
+
+    tables = tabulate(scores, apart=apart)
+    machine, human = json.dumps(to_json(tables), indent=1), to_markdown(tables)
+    typer.echo(machine if as_json else human)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / "report.md").write_text(human)
+        (out / "report.json").write_text(machine + "\n")
+        typer.echo(f"written: {out}/report.md and report.json", err=True)
+
+
+def _progress(line: str) -> None:
+    typer.echo(line, err=True)

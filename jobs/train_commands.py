@@ -1,0 +1,178 @@
+"""Commands of `tap-train` that train and say how well: run, recipes, measure, export, gate."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tap_engine.jobs.output import command_errors
+
+if TYPE_CHECKING:
+    from tap_engine.train.config import TrainConfig
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting: train.steps=100."),
+]
+Truth = Annotated[str, typer.Option(help="Truth table of a sample-world store: file or folder.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to `tap-train`."""
+    app.command("run")(run)
+    app.command("recipes")(recipes)
+    app.command("measure")(measure)
+    app.command("export")(export)
+    app.command("gate")(gate)
+
+
+def run(
+    recipe: Annotated[str, typer.Option(help="See `tap-train recipes`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    store: Annotated[
+        list[str] | None, typer.Option(help="Store to train on; several are joined.")
+    ] = None,
+    held_out: Annotated[str, typer.Option(help="Store to measure on, not trained on.")] = "",
+    truth: Truth = "",
+    resume: Annotated[
+        str, typer.Option(help="auto: go on if there is a checkpoint; never; or a checkpoint.")
+    ] = "auto",
+    set_: Set = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved settings and stop.")] = False,
+) -> None:
+    """Trains, or goes on training; the same under torchrun, in many processes."""
+    with command_errors():
+        import json
+
+        from tap_engine.train.config import with_overrides
+        from tap_engine.train.recipes import recipe as make_recipe
+
+        config = with_overrides(
+            make_recipe(recipe),
+            [
+                *([f"stream.stores={','.join(store)}"] if store else []),
+                *([f"held_out.store={held_out}"] if held_out else []),
+                *([f"held_out.truth={truth}"] if truth else []),
+                *(set_ or []),
+            ],
+        )
+        if dry_run:
+            typer.echo(json.dumps(config.to_dict(), indent=1))
+            return
+
+        from tap_engine.train import distributed
+        from tap_engine.train.loop import Interrupted, train
+        from tap_engine.train.run import open_run
+
+        try:
+            opened = open_run(with_sample_trunk(config), out, resume)
+            train(opened)
+        except Interrupted as stopped:
+            typer.echo(f"{stopped}; the same command goes on")
+            sys.exit(128 + stopped.signal)
+        finally:
+            distributed.stop()
+        opened.log.say(f"done: {opened.step:,} steps; next: tap-train measure {out} --store STORE")
+
+
+def recipes(
+    name: Annotated[str, typer.Argument(help="Show all settings of this recipe.")] = "",
+    set_: Set = None,
+) -> None:
+    """Lists the recipes, or every setting of one, in the form that --set takes."""
+    with command_errors():
+        from tap_engine.train.config import field_names, with_overrides
+        from tap_engine.train.recipes import RECIPES
+        from tap_engine.train.recipes import recipe as make_recipe
+
+        if not name:
+            for key, function in RECIPES.items():
+                typer.echo(f"{key:16} {(function.__doc__ or '').splitlines()[0]}")
+            return
+        for setting, value in field_names(with_overrides(make_recipe(name), set_ or [])):
+            typer.echo(f"{setting}={_shown(value)}")
+
+
+def measure(
+    model: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder or .safetensors.")],
+    store: Annotated[str, typer.Option(help="Store to measure on.")],
+    truth: Truth = "",
+    images: Annotated[int, typer.Option(help="How many of its images.")] = 100,
+    picture: Annotated[
+        Path | None, typer.Option(help="PNG to write: truth left, prediction right.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Figures as json.")] = False,
+) -> None:
+    """Mask IoU and concept top-1 beside box, ellipse and teacher."""
+    with command_errors():
+        import json
+
+        from tap_engine.train.held_out import measure_checkpoint
+
+        figures = measure_checkpoint(model, store, truth=truth, images=images, picture=picture)
+        typer.echo(json.dumps(figures.summary()) if json_ else figures.table())
+        if picture is not None and not json_:
+            typer.echo(f"picture: {picture}")
+
+
+def export(
+    model: Annotated[Path, typer.Argument(help="Run folder or checkpoint folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    half: Annotated[bool, typer.Option(help="Parameters in float16: half the size.")] = False,
+) -> None:
+    """The model alone, ready for `tap-train predict` and `Tap.from_pretrained`."""
+    with command_errors():
+        from tap_engine.train.checkpoint import export_model
+
+        files = export_model(model, out, half=half)
+        for file in files:
+            typer.echo(f"{file} {file.stat().st_size / 1e6:.2f} MB")
+
+
+def gate(
+    name: Annotated[str, typer.Argument(help="overfit, quick or losses.")],
+    out: Annotated[Path, typer.Option(help="Folder for the runs.")],
+    store: Annotated[list[str], typer.Option(help="Sample-world store to train on.")],
+    held_out: Annotated[str, typer.Option(help="Sample-world store to measure on.")] = "",
+    truth: Truth = "",
+    set_: Set = None,
+) -> None:
+    """Does it learn? Trains for minutes and prints the figures beside what they must beat.
+
+    overfit: eight scenes by heart. quick: unseen scenes after a few CPU-minutes. losses: KL
+    against the feature loss, three seeds, several weights, the same budget.
+    """
+    with command_errors():
+        from tap_engine.train.gates import run_gate
+
+        passed = run_gate(
+            name,
+            out,
+            stores=tuple(store),
+            held_out=held_out,
+            truth=truth,
+            overrides=set_ or [],
+            prepare=with_sample_trunk,
+        )
+        sys.exit(0 if passed else 1)
+
+
+def with_sample_trunk(config: "TrainConfig") -> "TrainConfig":
+    """`init.trunk=sample` becomes the file of the shipped teacher."""
+    from dataclasses import replace
+
+    if config.init.trunk != "sample":
+        return config
+    from tap_engine.pipeline.sample_teacher import sample_teacher_dir
+
+    file = sample_teacher_dir() / "open_clip_model.safetensors"
+    return replace(config, init=replace(config.init, trunk=str(file)))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(str(item) for item in value)
+    if isinstance(value, dict):
+        return ",".join(f"{key}:{item}" for key, item in value.items())
+    return str(value)

@@ -1,0 +1,70 @@
+"""`tap-train` commands: what they print, and their exit codes."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from tap_engine.jobs.train_cli import main
+from tests.train.small_run import arguments
+from tests.train.small_store import make_store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("commands") / "store", 6)
+
+
+def call(*args):
+    result = CliRunner().invoke(main, list(args))
+    return result.exit_code, result.output
+
+
+def test_run_measure_export_and_go_on(store, tmp_path):
+    out = tmp_path / "run"
+    code, text = call(*arguments(store, out, "train.steps=2"), "--held-out", str(store))
+    assert code == 0, text
+    assert "done: 2 steps" in text and "inscribed ellipse" in text
+    code, text = call("measure", str(out), "--store", str(store), "--images", "2", "--json")
+    assert code == 0 and set(json.loads(text)) >= {"box_iou/all", "filled_iou/all"}
+    code, text = call("export", str(out), str(tmp_path / "model"), "--half")
+    assert code == 0 and "concepts.safetensors" in text and " MB" in text
+    code, text = call(*arguments(store, out, "train.steps=3"))
+    assert code == 0 and "going on from" in text and "train.steps: 2 -> 3" in text
+    code, text = call(*arguments(store, out), "--resume", "never")
+    assert code == 1 and "--resume auto" in text
+
+
+def test_recipes_are_listed_and_shown():
+    code, text = call("recipes")
+    assert code == 0 and "vit_b_stage1" in text and "smoke" in text
+    code, text = call("recipes", "sample", "--set", "train.steps=7")
+    assert code == 0 and "train.steps=7" in text.splitlines()
+    code, text = call("recipes", "vit_g")
+    assert code == 1 and "there are" in text
+
+
+def test_dry_run_prints_the_settings_and_touches_nothing(tmp_path):
+    code, text = call("run", "--recipe", "vit_l_stage1", "--out", str(tmp_path / "r"), "--dry-run")
+    assert code == 0 and json.loads(text)["optim"]["rate"] == 1e-3
+    assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--set", "optim.wramup_steps=3"], "close: optim.warmup_steps"),
+        (["--set", "init.trunk="], "no store to train on"),
+        (["--set", "init.trunk=", "--store", "nowhere"], "no readable table"),
+    ],
+)
+def test_mistakes_are_one_line(args, message, tmp_path):
+    code, text = call("run", "--recipe", "smoke", "--out", str(tmp_path / "r"), *args)
+    assert code == 1 and message in text and "Traceback" not in text
+
+
+def test_wrong_gate_and_missing_store_are_explained(store, tmp_path):
+    code, text = call("gate", "nothing", "--out", str(tmp_path), "--store", str(store))
+    assert code == 1 and "overfit, quick, losses" in text
+    code, text = call("gate", "quick", "--out", str(tmp_path), "--store", str(store))
+    assert code == 1 and "--held-out" in text

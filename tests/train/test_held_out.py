@@ -1,0 +1,107 @@
+"""Figures on unseen images, against counting by hand."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tap_engine.model.predictor import Concept, Region
+from tap_engine.schemas import rle
+from tap_engine.schemas.errors import SourceError
+from tap_engine.train.concepts import ConceptSpace
+from tap_engine.train.held_out import COLUMNS, Truth, measure, measure_checkpoint, stored_images
+from tap_engine.train.run import open_run
+from tap_engine.train.store_reader import StoreReader
+from tests.train.small_run import small_config
+from tests.train.small_store import make_store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("held") / "store", 6)
+
+
+class Oracle:
+    """Answers with the box itself and a name of its own choice; a point gets one pixel."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def set_image(self, rgb):
+        self.size = rgb.shape[:2]
+
+    def predict(self, *, boxes=None, points=None, **_):
+        masks = []
+        for box in boxes if boxes is not None else []:
+            x1, y1, x2, y2 = (int(v) for v in box)
+            mask = np.zeros(self.size, bool)
+            mask[y1:y2, x1:x2] = True
+            masks.append(mask)
+        for point in points if points is not None else []:
+            mask = np.zeros(self.size, bool)
+            mask[int(point[0][1]), int(point[0][0])] = True
+            masks.append(mask)
+        none = np.empty(0, np.float32)
+        return [
+            Region(mask, 1.0, 0, (Concept(self.name, 1.0),), 0.0, None, none, none)
+            for mask in masks
+        ]
+
+
+def test_figures_equal_counting_by_hand(store, tmp_path):
+    reader = StoreReader(str(store), region_columns=COLUMNS)
+    space = ConceptSpace.of_store(reader)
+    rows = []
+    ious, areas, named = [], [], 0
+    for stored in stored_images(reader, 6):
+        for i, row in enumerate(stored.regions.to_pylist()):
+            mask = rle.decode(row["rle"], stored.size_hw)
+            ious.append(mask.sum() / (row["bbox_xywh"][2] * row["bbox_xywh"][3]))
+            areas.append(1 / mask.sum())
+            kind = "object" if i % 2 else "part"
+            concept = "concept 3" if i % 3 else "no such concept"
+            named += concept == "concept 3"
+            rows.append((stored.image_id, row["region_id"], kind, concept))
+    columns = ["image_id", "region_id", "kind", "concept"]
+    (tmp_path / "truth").mkdir()
+    pq.write_table(
+        pa.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))),
+        tmp_path / "truth" / "a.parquet",
+    )
+    truth = Truth.read(tmp_path / "truth")
+    figures = measure(Oracle("concept 3"), space, reader, images=6, truth=truth)
+    found = figures.summary()
+    assert found["box_iou/all"] == pytest.approx(np.mean(ious))
+    assert found["filled_iou/all"] == pytest.approx(np.mean(ious))
+    assert found["point_iou/all"] == pytest.approx(np.mean(areas))
+    assert found["top1_box/all"] == found["top1_point/all"] == 1.0
+    assert np.isfinite(figures.values["top1_box"]).sum() == named
+    assert 0 < found["ellipse_iou/all"] < 1 and found["ellipse_iou/all"] != found["filled_iou/all"]
+    objects = figures.kinds == "object"
+    assert found["box_iou/object"] == pytest.approx(np.array(ious)[objects].mean())
+    assert "mask IoU, box prompts" in figures.table() and "part" in figures.table()
+    wrong = measure(Oracle("concept 4"), space, reader, images=6, truth=truth).summary()
+    assert wrong["top1_box/all"] == 0.0
+    # The teacher's own top concept, by hand.
+    stored = next(stored_images(reader, 6))
+    embedding = np.array(stored.regions["embedding"].to_pylist()[0], np.float32)
+    weights = space.target_weights.numpy()
+    top = f"concept {int((embedding @ weights).argmax())}"
+    agreeing = measure(Oracle(top), space, reader, images=1)
+    assert agreeing.values["agree_box"][0] == 1.0
+    assert "top1_box/all" not in agreeing.summary()
+
+
+def test_a_checkpoint_is_measured_and_drawn(store, tmp_path):
+    run = open_run(small_config(store), tmp_path / "run")
+    run.save()
+    figures = measure_checkpoint(
+        tmp_path / "run", str(store), images=3, picture=tmp_path / "pairs.png"
+    )
+    assert figures.images == 3 and len(figures.kinds) > 5
+    assert (tmp_path / "pairs.png").stat().st_size > 1000
+
+
+def test_a_missing_truth_table_is_named(tmp_path):
+    with pytest.raises(SourceError, match="tap-data sample"):
+        Truth.read(tmp_path / "none")

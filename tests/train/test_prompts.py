@@ -1,0 +1,176 @@
+"""Two-stage prompts: shares, counts, labels, places."""
+
+import pytest
+import torch
+
+from tap_engine.schemas.errors import ConfigError
+from tap_engine.train.prompts import (
+    PADDING,
+    TOP_LEFT,
+    PromptConfig,
+    Prompts,
+    first_prompts,
+    jitter_boxes,
+    next_prompts,
+    pick_points,
+)
+
+PX = 64
+
+
+@pytest.fixture
+def regions():
+    """2,000 regions: seeds, masks [P, 16, 16] uint8, boxes in px, has_mask."""
+    count = 2000
+    masks = torch.zeros(count, 16, 16, dtype=torch.uint8)
+    masks[:, 4:12, 2:8] = 255
+    boxes = torch.tensor([8.0, 16, 32, 48]).expand(count, 4).clone()
+    return torch.arange(count) * 7919, masks, boxes, torch.ones(count, dtype=torch.bool)
+
+
+def cells(points):
+    """Mask cell of each point: the inverse of (v + 0.5) * ratio - 0.5."""
+    return ((points + 0.5) * 16 / PX - 0.5).round().long()
+
+
+def test_stage_one_is_half_boxes_and_half_points(regions):
+    prompts = first_prompts(*regions, PX, PromptConfig())
+    assert prompts.points.shape == (2000, 2, 2)
+    assert 900 < int(prompts.is_box.sum()) < 1100
+    boxed = prompts.labels[prompts.is_box]
+    assert (boxed == torch.tensor([2, 3])).all()
+    single = prompts.labels[~prompts.is_box]
+    assert (single == torch.tensor([1, PADDING])).all()
+    at = cells(prompts.points[~prompts.is_box][:, 0])
+    assert (at[:, 0] >= 2).all() and (at[:, 0] < 8).all()
+    assert (at[:, 1] >= 4).all() and (at[:, 1] < 12).all()
+    # Every pixel of the mask is clicked sometimes.
+    assert len({tuple(p) for p in at.tolist()}) == 48
+
+
+def test_regions_without_a_mask_get_their_box(regions):
+    seeds, masks, boxes, has_mask = regions
+    prompts = first_prompts(seeds, masks * 0, boxes, ~has_mask, PX, PromptConfig(box_share=0.0))
+    assert prompts.is_box.all()
+
+
+def test_boxes_only_grow_within_their_limits(regions):
+    seeds, _, boxes, _ = regions
+    config = PromptConfig(box_jitter=0.1, box_jitter_px=5.0)
+    grown = jitter_boxes(seeds, boxes, PX, config)
+    out = torch.cat([boxes[:, :2] - grown[:, :2], grown[:, 2:] - boxes[:, 2:]], 1)
+    assert (out >= 0).all() and (out <= 5.0 + 1e-4).all()
+    # Inward draws become nothing: about half of the sides stay.
+    assert ((out == 0).float().mean(0) - 0.5).abs().max() < 0.05
+    # Half-normal with a tenth of each side: mean 0.4 sigma over all draws, before the limit.
+    free = jitter_boxes(seeds, boxes, PX, PromptConfig(box_jitter=0.1, box_jitter_px=1e9))
+    width_noise = (boxes[:, 0] - free[:, 0]).mean().item()
+    assert width_noise == pytest.approx(0.399 * 2.4, rel=0.1)
+    at_edge = jitter_boxes(seeds, torch.tensor([[0.0, 0, 64, 64]]).expand(2000, 4), PX, config)
+    assert (at_edge == torch.tensor([0.0, 0, 64, 64])).all()
+
+
+def test_corrections_lie_in_the_error_with_the_right_label(regions):
+    seeds, masks, _, has_mask = regions
+    config = PromptConfig(free_share=0.0)
+    first = first_prompts(*regions, PX, config)
+    # Predicted: shifted right by three cells. Missed at columns 2..4, too much at 8..10.
+    predicted = torch.full((2000, 16, 16), -1.0)
+    predicted[:, 4:12, 5:11] = 1
+    prompts = next_prompts(seeds, first, predicted, masks, has_mask, PX, config)
+    assert prompts.points.shape == (2000, 10, 2)
+    for box in (True, False):
+        chosen = prompts.labels[first.is_box == box]
+        kept = 2 if box else 1
+        extra = (chosen != PADDING).sum(1) - kept
+        assert extra.min() == 1 and extra.max() == 8
+        shares = torch.bincount(extra, minlength=9)[1:] / len(extra)
+        assert (shares - 1 / 8).abs().max() < 0.04
+        points, labels = prompts.points[first.is_box == box][:, kept:], chosen[:, kept:]
+        for label, low, high in ((1, 2, 5), (0, 8, 11)):
+            column = cells(points[labels == label])[:, 0]
+            assert len(column) and (column >= low).all() and (column < high).all()
+    # Padding comes last, and loose points are followed by at least one.
+    padding = (prompts.labels == PADDING).int()
+    assert (padding.diff(dim=1) >= 0).all()
+    assert (prompts.labels[~first.is_box][:, -1] == PADDING).all()
+
+
+def test_a_perfect_prediction_is_corrected_inside_the_mask(regions):
+    seeds, masks, _, has_mask = regions
+    config = PromptConfig(free_share=0.0)
+    first = first_prompts(*regions, PX, config)
+    logits = masks.float() - 1
+    prompts = next_prompts(seeds, first, logits, masks, has_mask, PX, config)
+    extra = prompts.labels[first.is_box][:, 2:]
+    assert set(extra.unique().tolist()) == {1, PADDING}
+
+
+def test_half_of_stage_two_forgets_stage_one_and_clicks_the_mask(regions):
+    seeds, masks, _, has_mask = regions
+    config = PromptConfig(box_share=1.0)
+    first = first_prompts(*regions, PX, config)
+    wrong = torch.ones(2000, 16, 16)
+    prompts = next_prompts(seeds, first, wrong, masks, has_mask, PX, config)
+    free = prompts.labels[:, 0] != TOP_LEFT
+    assert 900 < int(free.sum()) < 1100
+    labels = prompts.labels[free]
+    assert set(labels.unique().tolist()) == {1, PADDING}
+    counts = (labels == 1).sum(1)
+    assert counts.min() == 1 and counts.max() == 9
+    shares = torch.bincount(counts, minlength=10)[1:] / len(counts)
+    assert (shares - 1 / 9).abs().max() < 0.05
+    at = cells(prompts.points[free][labels == 1])
+    assert (at[:, 0] >= 2).all() and (at[:, 0] < 8).all()
+
+
+def test_prompts_do_not_depend_on_their_neighbours(regions):
+    seeds, masks, boxes, has_mask = regions
+    config = PromptConfig()
+    whole = first_prompts(*regions, PX, config)
+    logits = torch.randn(2000, 16, 16, generator=torch.Generator().manual_seed(0))
+    after = next_prompts(seeds, whole, logits, masks, has_mask, PX, config)
+    for i in (0, 777, 1999):
+        one = slice(i, i + 1)
+        alone = first_prompts(seeds[one], masks[one], boxes[one], has_mask[one], PX, config)
+        torch.testing.assert_close(alone.points, whole.points[one])
+        again = next_prompts(seeds[one], alone, logits[one], masks[one], has_mask[one], PX, config)
+        assert torch.equal(again.labels, after.labels[one])
+        torch.testing.assert_close(again.points, after.points[one])
+
+
+def test_points_of_faint_empty_and_one_pixel_masks(regions):
+    faint = torch.zeros(3, 8, 8, dtype=torch.uint8)
+    faint[0, 5, 3] = 90  # nowhere half covered
+    faint[1, 0, 7] = 255
+    prompts = first_prompts(
+        torch.arange(3),
+        faint,
+        torch.zeros(3, 4),
+        torch.ones(3, dtype=torch.bool),
+        8,
+        PromptConfig(box_share=0.0),
+    )
+    assert prompts.points[0, 0].tolist() == [3.0, 5.0]
+    assert prompts.points[1, 0].tolist() == [7.0, 0.0]
+    assert prompts.points[2, 0].isfinite().all()
+
+
+def test_points_are_uniform_over_large_masks():
+    inside = torch.ones(1, 256, 256, dtype=torch.bool)
+    seeds = torch.arange(4000)
+    points = pick_points(seeds, inside.expand(4000, -1, -1), 1, 1024, stream=0)[:, 0]
+    assert (points.mean(0) - 511.5).abs().max() < 20
+    assert points.min() >= 1.5 and points.max() <= 1021.5
+
+
+def test_settings_are_checked():
+    with pytest.raises(ConfigError, match="box_share"):
+        PromptConfig(box_share=1.5)
+    with pytest.raises(ConfigError, match="stages"):
+        PromptConfig(stages=3)
+
+
+def test_prompts_knows_its_boxes():
+    prompts = Prompts(torch.zeros(2, 2, 2), torch.tensor([[2, 3], [1, 4]]))
+    assert prompts.is_box.tolist() == [True, False]

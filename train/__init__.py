@@ -1,0 +1,1 @@
+"""From tables to a trained and evaluated model."""

@@ -1,0 +1,237 @@
+"""The complete settings of a run, and `--set name.field=value`.
+
+Each part's settings live beside the code they configure; here they are put together. Overrides
+are parsed by the fields' types, and a name that does not exist is an error that names close ones.
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from tap_engine.model.config import TapConfig
+from tap_engine.schemas.errors import ConfigError
+from tap_engine.train.augment import AugmentConfig
+from tap_engine.train.checkpoint import CheckpointConfig
+from tap_engine.train.held_out import HeldOutConfig
+from tap_engine.train.objective import LossConfig
+from tap_engine.train.optim import OptimConfig
+from tap_engine.train.prompts import PromptConfig
+from tap_engine.train.run_log import LogConfig
+from tap_engine.train.stream import StreamConfig
+
+Config = TypeVar("Config")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoopConfig:
+    """How long, how much at once, and in which arithmetic.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: images a step over all processes.
+        images: images of one forward pass in one process; batch / (images * processes) passes
+            are accumulated.
+        seed: of everything random.
+        precision: "fp32", "bf16" or "fp16" (with loss scaling); losses are always float32.
+        device: "auto", "cpu" or "cuda".
+        threads: CPU threads of torch; 0 leaves torch's own choice.
+        channels_last: memory layout of the image encoder.
+        compile: torch.compile of the repeated blocks.
+        recompute: activation checkpointing: less memory, about a third more time.
+        allow_tf32: float32 products on CUDA in TF32.
+    """
+
+    steps: int = 90_000
+    batch: int = 256
+    images: int = 1
+    seed: int = 0
+    precision: str = "fp32"
+    device: str = "auto"
+    threads: int = 0
+    channels_last: bool = False
+    compile: bool = False
+    recompute: bool = False
+    allow_tf32: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch, self.images) < 1:
+            raise ConfigError(
+                "train.steps, train.batch and train.images must be at least 1, got "
+                f"{self.steps}, {self.batch}, {self.images}"
+            )
+        if self.precision not in ("fp32", "bf16", "fp16"):
+            raise ConfigError(f"train.precision must be fp32, bf16 or fp16, got {self.precision!r}")
+        if self.device not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"train.device must be auto, cpu or cuda, got {self.device!r}")
+
+    def accumulate(self, world: int) -> int:
+        """Forward passes a step in each of `world` processes.
+
+        Raises:
+            ConfigError: the batch does not divide.
+        """
+        at_once = self.images * world
+        if self.batch % at_once:
+            near = max(at_once, round(self.batch / at_once) * at_once)
+            raise ConfigError(
+                f"train.batch={self.batch} does not divide into {world} processes of "
+                f"train.images={self.images}; --set train.batch={near} does"
+            )
+        return self.batch // at_once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InitConfig:
+    """What the weights start from, applied in this order; empty means at random.
+
+    Attributes:
+        weights: a checkpoint folder or .safetensors of the same model.
+        mae: a MAE ViT checkpoint for the image encoder (the papers' start).
+        trunk: for the convolutional encoder: a .safetensors of the teacher's image tower.
+    """
+
+    weights: str = ""
+    mae: str = ""
+    trunk: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """A whole run; recipes.py makes them.
+
+    Attributes:
+        recipe: name it was made by.
+        model: sizes of the network.
+        init: what the weights start from.
+        stream: stores, order and loading.
+        augment: what is varied.
+        prompts: how prompts are drawn.
+        loss: what is minimised.
+        optim: optimiser and schedule.
+        train: length, batch and arithmetic.
+        checkpoint: when to save and what to keep.
+        log: what is reported, and how often.
+        held_out: what is measured while training.
+    """
+
+    recipe: str
+    model: TapConfig
+    init: InitConfig = field(default_factory=InitConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    prompts: PromptConfig = field(default_factory=PromptConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: LoopConfig = field(default_factory=LoopConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    held_out: HeldOutConfig = field(default_factory=HeldOutConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain values; values of storage options are left out, they may be secrets."""
+        content = dataclasses.asdict(self)
+        options = content["stream"]["storage_options"]
+        content["stream"]["storage_options"] = [o.split("=", 1)[0] + "=..." for o in options]
+        return json.loads(json.dumps(content))
+
+
+def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
+    """The same config with `a.b=value` applied in turn.
+
+    Args:
+        config: a frozen dataclass, nested.
+        overrides: "path=value". Lists are comma-separated, mappings are "key:value,key:value".
+
+    Raises:
+        ConfigError: no such field (close names are given), or a value that does not fit.
+    """
+    for override in overrides:
+        path, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes name.field=value, got {override!r}")
+        name = path.strip()
+        known = dict(field_names(config))
+        if name not in known:
+            raise ConfigError(_unknown(name, list(known)))
+        config = _replaced(config, name.split("."), value.strip(), name)
+    return config
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    if parts := [other for other in known if other.startswith(f"{name}.")]:
+        return f"{name!r} is a group of settings: {', '.join(parts)}"
+    # A right name in the wrong group is as close as a misspelt one.
+    last = name.rpartition(".")[2]
+    close = [other for other in known if other.rpartition(".")[2] == last]
+    close += difflib.get_close_matches(name, known, 3, 0.6)
+    return f"no setting {name!r}; " + (
+        f"close: {', '.join(dict.fromkeys(close))}"
+        if close
+        else "`tap-train recipes RECIPE` lists all"
+    )
+
+
+def field_names(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted name, value) of every setting."""
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from field_names(value, f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, value
+
+
+def differences(now: Mapping[str, Any], before: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """`name: before -> now` for each setting that differs between two `TrainConfig.to_dict`."""
+    found = []
+    for name in sorted(now.keys() | before.keys()):
+        ours, theirs = now.get(name), before.get(name)
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            found += differences(ours, theirs, f"{prefix}{name}.")
+        elif ours != theirs:
+            found.append(f"{prefix}{name}: {theirs!r} -> {ours!r}")
+    return found
+
+
+def _replaced(config: Any, path: list[str], value: str, name: str) -> Any:
+    head, *rest = path
+    current = getattr(config, head)
+    if rest:
+        return dataclasses.replace(config, **{head: _replaced(current, rest, value, name)})
+    kind = typing.get_type_hints(type(config))[head]
+    return dataclasses.replace(config, **{head: _parsed(value, kind, name)})
+
+
+def _parsed(text: str, kind: Any, name: str) -> Any:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    try:
+        if kind is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        if kind in (int, float, str):
+            # 1e3 is a number of steps too.
+            return (
+                int(float(text)) if kind is int and float(text) == int(float(text)) else kind(text)
+            )
+        if origin is tuple:
+            parts = [part for part in text.split(",") if part]
+            if args[-1] is ...:
+                return tuple(_parsed(part, args[0], name) for part in parts)
+            if len(parts) != len(args):
+                raise ValueError(f"{len(parts)} values")
+            return tuple(_parsed(part, a, name) for part, a in zip(parts, args, strict=True))
+        if origin in (dict, Mapping) or (origin and issubclass(origin, Mapping)):
+            pairs = [part.rsplit(":", 1) for part in text.split(",") if part]
+            return {key: _parsed(item, args[1], name) for key, item in pairs}
+        if origin is types.UnionType and type(None) in args:
+            if text.lower() == "none":
+                return None
+            return _parsed(text, next(a for a in args if a is not type(None)), name)
+    except (ValueError, KeyError) as error:
+        wanted = kind.__name__ if isinstance(kind, type) else str(kind)
+        raise ConfigError(f"{name} takes {wanted}, got {text!r}") from error
+    raise ConfigError(f"{name} ({kind}) cannot be set from a command line")

@@ -1,0 +1,353 @@
+"""How good a model is on images it has not seen, beside what costs nothing and beside its teacher.
+
+Masks are compared at the image's own resolution. Baselines are the filled box and the ellipse
+inscribed in it (for box prompts), and the teacher's own names (for concepts). Where the store comes
+from the sample world, its truth table says what every region really is.
+"""
+
+import io
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tap_engine.model.image_input import Rgb, to_rgb
+from tap_engine.model.picture import draw_regions
+from tap_engine.model.predictor import Concept, Region, Tap
+from tap_engine.schemas import rle
+from tap_engine.schemas.boxes import xywh_to_xyxy
+from tap_engine.schemas.errors import ConfigError, SourceError
+from tap_engine.train.checkpoint import model_folder
+from tap_engine.train.concepts import ConceptSpace
+from tap_engine.train.noise import seed_of
+from tap_engine.train.store_reader import StoredImage, StoreReader
+
+COLUMNS = ("region_id", "bbox_xywh", "rle", "embedding")
+"""What a store must hold to be measured on."""
+
+KINDS = ("all", "object", "part", "stuff")
+
+Numbers = npt.NDArray[np.float64]
+Masks = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeldOutConfig:
+    """Measuring while training.
+
+    Attributes:
+        store: a store that is not trained on; empty measures nothing.
+        truth: its truth table (sample world), file or folder; empty compares with the teacher only.
+        images: how many of its images.
+        every: steps between measurements; the last step is always measured.
+    """
+
+    store: str = ""
+    truth: str = ""
+    images: int = 100
+    every: int = 5000
+
+    def __post_init__(self) -> None:
+        if self.images < 1 or self.every < 1:
+            raise ConfigError("held_out.images and held_out.every must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Truth:
+    """What regions really are: (image_id, region_id) -> (kind, concept name)."""
+
+    rows: Mapping[tuple[int, int], tuple[str, str]]
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Truth":
+        """The truth table that `tap-data sample` writes: a parquet file or a folder of them.
+
+        Raises:
+            SourceError: nothing there.
+        """
+        path = Path(path)
+        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+        if not files or not all(file.is_file() for file in files):
+            raise SourceError(f"{path}: expected the truth table (parquet) of `tap-data sample`")
+        columns = ["image_id", "region_id", "kind", "concept"]
+        table = pa.concat_tables(pq.read_table(file, columns=columns) for file in files)
+        images, regions, kinds, concepts = (table[name].to_pylist() for name in columns)
+        return cls(
+            dict(
+                zip(
+                    zip(images, regions, strict=True),
+                    zip(kinds, concepts, strict=True),
+                    strict=True,
+                )
+            )
+        )
+
+
+@dataclass(slots=True)
+class Figures:
+    """One number per region and question; `summary` averages them.
+
+    Attributes:
+        values: question -> [N] float, NaN where it does not apply.
+        kinds: [N] "object", "part", "stuff", or "" without a truth table.
+        images: how many images they are from.
+    """
+
+    values: dict[str, Numbers]
+    kinds: npt.NDArray[np.str_]
+    images: int
+
+    def summary(self) -> dict[str, float]:
+        """Means by "question/kind", over the regions a question applies to."""
+        out = {}
+        for name, values in self.values.items():
+            for kind in KINDS:
+                chosen = values if kind == "all" else values[self.kinds == kind]
+                chosen = chosen[~np.isnan(chosen)]
+                if len(chosen):
+                    out[f"{name}/{kind}"] = float(chosen.mean())
+        return out
+
+    def table(self) -> str:
+        """The summary as text, one question a line."""
+        found = self.summary()
+        kinds = [k for k in KINDS if any(name.endswith(f"/{k}") for name in found)]
+        counts = {k: len(self.kinds) if k == "all" else int((self.kinds == k).sum()) for k in kinds}
+        lines = [f"{'':34}" + "".join(f"{k:>9}" for k in kinds)]
+        lines.append(
+            f"{'regions (' + str(self.images) + ' images)':34}"
+            + "".join(f"{counts[k]:>9}" for k in kinds)
+        )
+        for name in self.values:
+            cells = [found.get(f"{name}/{k}") for k in kinds]
+            if any(cell is not None for cell in cells):
+                shown = "".join(f"{'':>9}" if c is None else f"{c:>9.3f}" for c in cells)
+                lines.append(f"{QUESTIONS[name]:34}{shown}")
+        return "\n".join(lines)
+
+
+QUESTIONS = {
+    "box_iou": "mask IoU, box prompts",
+    "filled_iou": "  filled box",
+    "ellipse_iou": "  inscribed ellipse",
+    "point_iou": "mask IoU, one point",
+    "top1_box": "concept top-1, box prompts",
+    "top1_point": "concept top-1, one point",
+    "teacher_top1": "  teacher's own",
+    "agree_box": "same top concept as the teacher",
+}
+"""Questions in the order of the report; baselines are indented below what they belong to."""
+
+
+def measure(
+    tap: Tap,
+    space: ConceptSpace,
+    reader: StoreReader,
+    *,
+    images: int,
+    truth: Truth | None = None,
+) -> Figures:
+    """Measures on the first images of a store.
+
+    Args:
+        tap: the model with the store's concepts.
+        space: the same concepts with the teacher's projection.
+        reader: the store, with `COLUMNS`.
+        images: how many of its images at most.
+        truth: what regions really are; without it only the teacher is compared with.
+    """
+    ids = {name: index for index, name in enumerate(space.names)}
+    columns: dict[str, list[Numbers]] = {name: [] for name in QUESTIONS}
+    kinds: list[str] = []
+    count = min(images, reader.rows)
+    for stored in stored_images(reader, count):
+        known = [
+            truth.rows.get((stored.image_id, region)) if truth else None
+            for region in stored.regions["region_id"].to_pylist()
+        ]
+        kinds += [kind for kind, _ in (k or ("", "") for k in known)]
+        right = np.array([ids.get(k[1], -1) if k else -1 for k in known])
+        for name, values in _measure_image(tap, space, stored, right).items():
+            columns[name].append(values)
+    return Figures(
+        {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in columns.items()},
+        np.array(kinds, np.str_),
+        count,
+    )
+
+
+def measure_checkpoint(
+    path: Path,
+    store: str,
+    *,
+    truth: str = "",
+    images: int = 100,
+    picture: Path | None = None,
+) -> Figures:
+    """`measure` for a model on disk.
+
+    Args:
+        path: run folder, checkpoint folder or .safetensors.
+        store: store to measure on.
+        truth: its truth table, or "".
+        images: how many of its images at most.
+        picture: PNG to write: truth left, prediction right.
+    """
+    tap = Tap.from_pretrained(model_folder(path))
+    reader = StoreReader(store, region_columns=COLUMNS)
+    space = ConceptSpace.of_store(reader)
+    tap.set_concepts(space.table())
+    known = Truth.read(truth) if truth else None
+    if picture is not None:
+        draw(tap, space, reader, 4).save(picture)
+    return measure(tap, space, reader, images=images, truth=known)
+
+
+def draw(tap: Tap, space: ConceptSpace, reader: StoreReader, count: int) -> Image.Image:
+    """The first images of a store one below the other, each as `pair` draws it."""
+    pairs = [pair(tap, space, stored) for stored in stored_images(reader, count)]
+    sheet = Image.new("RGB", (max(p.shape[1] for p in pairs), sum(len(p) for p in pairs)))
+    top = 0
+    for side_by_side in pairs:
+        sheet.paste(Image.fromarray(side_by_side), (0, top))
+        top += len(side_by_side)
+    return sheet
+
+
+def stored_images(reader: StoreReader, count: int) -> Iterator[StoredImage]:
+    """Of the first `count` images of a store those with masks, and only the regions with one."""
+    for start in range(0, count, 16):
+        for stored in reader.read(np.arange(start, min(start + 16, count))):
+            masked = stored.regions.filter(stored.regions["rle"].is_valid())
+            if len(masked):
+                yield replace(stored, regions=masked)
+
+
+def pair(tap: Tap, space: ConceptSpace, stored: StoredImage, most: int = 12) -> Rgb:
+    """One image twice: true masks with the teacher's names, and what the model makes of the boxes.
+
+    Args:
+        tap: the model.
+        space: concepts of the store.
+        stored: an image with `COLUMNS`.
+        most: regions shown, the largest.
+
+    Returns:
+        [H, 2 W, 3] uint8.
+    """
+    rgb = _pixels(stored)
+    masks, boxes = _masks(stored), _boxes(stored)
+    shown = np.argsort(-masks.sum((1, 2)))[:most]
+    teacher = _teacher(space, stored)
+    names, scores = teacher.exp().max(-1)[::-1]
+    true = [
+        Region(
+            mask=masks[i],
+            iou=1.0,
+            candidate=0,
+            concepts=(Concept(space.names[names[i]], float(scores[i])),),
+            entropy=0.0,
+            caption=None,
+            sem_token=np.empty(0, np.float32),
+            sem_embed=np.empty(0, np.float32),
+        )
+        for i in shown
+    ]
+    tap.set_image(rgb)
+    predicted = tap.predict(boxes=boxes[shown]) if len(shown) else []
+    sides = [np.asarray(draw_regions(rgb, regions)) for regions in (true, predicted)]
+    return np.concatenate(sides, axis=1)
+
+
+def _measure_image(
+    tap: Tap, space: ConceptSpace, stored: StoredImage, right: npt.NDArray[np.int64]
+) -> dict[str, Numbers]:
+    masks, boxes = _masks(stored), _boxes(stored)
+    tap.set_image(_pixels(stored))
+    boxed = tap.predict(boxes=boxes, top_k=1, captions=False)
+    points = _points(masks, stored)[:, None]
+    loose = tap.predict(points=points, top_k=1, captions=False)
+    teacher = [space.names[i] for i in _teacher(space, stored).argmax(-1).tolist()]
+    by_box = [region.concepts[0].name for region in boxed]
+    by_point = [region.concepts[0].name for region in loose]
+    truth = [space.names[i] if i >= 0 else None for i in right]
+
+    def share(found: list[str]) -> Numbers:
+        return np.array(
+            [np.nan if t is None else f == t for f, t in zip(found, truth, strict=True)]
+        )
+
+    return {
+        "box_iou": _iou(np.stack([r.mask for r in boxed]), masks),
+        "filled_iou": _iou(_filled(boxes, stored.size_hw), masks),
+        "ellipse_iou": _iou(_ellipses(boxes, stored.size_hw), masks),
+        "point_iou": _iou(np.stack([r.mask for r in loose]), masks),
+        "top1_box": share(by_box),
+        "top1_point": share(by_point),
+        "teacher_top1": share(teacher),
+        "agree_box": np.array([a == b for a, b in zip(by_box, teacher, strict=True)], np.float64),
+    }
+
+
+def _pixels(stored: StoredImage) -> Rgb:
+    with Image.open(io.BytesIO(stored.jpeg)) as file:
+        return to_rgb(file)
+
+
+def _masks(stored: StoredImage) -> Masks:
+    counts = stored.regions["rle"].to_pylist()
+    return np.stack([rle.decode(text, stored.size_hw) for text in counts]) > 0
+
+
+def _boxes(stored: StoredImage) -> Numbers:
+    xywh = np.stack(stored.regions["bbox_xywh"].to_numpy(zero_copy_only=False))
+    return xywh_to_xyxy(xywh).astype(np.float64)
+
+
+def _teacher(space: ConceptSpace, stored: StoredImage) -> Tensor:
+    # [R, C] the teacher's log-probabilities.
+    embeddings = np.stack(stored.regions["embedding"].to_numpy(zero_copy_only=False))
+    device = space.target_weights.device
+    return space.teacher_log_probs(torch.from_numpy(embeddings).to(device)).cpu()
+
+
+def _points(masks: Masks, stored: StoredImage) -> Numbers:
+    # One pixel of each mask, (x, y), drawn by the region's key.
+    out = []
+    for mask, key in zip(masks, stored.regions["key"].to_pylist(), strict=True):
+        ys, xs = np.nonzero(mask)
+        at = seed_of(key) % len(xs)
+        out.append((float(xs[at]), float(ys[at])))
+    return np.array(out)
+
+
+def _grid(size_hw: tuple[int, int]) -> tuple[Numbers, Numbers]:
+    y, x = np.mgrid[: size_hw[0], : size_hw[1]]
+    return x[None] + 0.5, y[None] + 0.5
+
+
+def _filled(boxes: Numbers, size_hw: tuple[int, int]) -> Masks:
+    x, y = _grid(size_hw)
+    left, top, right, bottom = (boxes[:, i, None, None] for i in range(4))
+    return (x > left) & (x < right) & (y > top) & (y < bottom)
+
+
+def _ellipses(boxes: Numbers, size_hw: tuple[int, int]) -> Masks:
+    x, y = _grid(size_hw)
+    left, top, right, bottom = (boxes[:, i, None, None] for i in range(4))
+    across = (2 * x - left - right) / (right - left)
+    down = (2 * y - top - bottom) / (bottom - top)
+    return across**2 + down**2 <= 1
+
+
+def _iou(predicted: Masks, truth: Masks) -> Numbers:
+    both = (predicted & truth).sum((1, 2))
+    either = (predicted | truth).sum((1, 2))
+    return both / np.maximum(either, 1)

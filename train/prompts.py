@@ -1,0 +1,233 @@
+"""Training prompts in two stages: what a person would click first, and what he would click next.
+
+Stage 1 gives a box or one point. Stage 2 either adds 1 to 8 points where the prediction is wrong,
+or, half of the time, forgets stage 1 and gives 1 to 9 points of the true mask at once (the
+non-interactive prompts, which stand for sketches and masks). A prompt rule is one function from
+seeds and masks to `Prompts`; everything is vectorised over P prompts and seeded by region.
+
+Labels: 0 background point, 1 foreground point, 2 and 3 the box's corners, 4 padding.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from tap_engine.schemas.errors import ConfigError
+from tap_engine.train.noise import uniform
+
+BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT, PADDING = range(5)
+
+
+class Prompts(NamedTuple):
+    """P prompts of the same length, padded.
+
+    Attributes:
+        points: [P, N, 2] float32 (x, y), image px.
+        labels: [P, N] int64.
+    """
+
+    points: Tensor
+    labels: Tensor
+
+    @property
+    def is_box(self) -> Tensor:
+        """[P] bool: prompts that start with a box; they use output 0, the others 1 to 3."""
+        return self.labels[:, 0] == TOP_LEFT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptConfig:
+    """How prompts are drawn; the defaults are the papers'.
+
+    Attributes:
+        per_image: prompts an image and stage, at most ("up to 64 sampled prompts per GPU").
+        box_share: probability of a box in stage 1, else one point.
+        stages: 2, or 1 for boxes and single points alone.
+        free_share: probability that stage 2 is non-interactive.
+        max_points: points of a prompt at most.
+        box_jitter: standard deviation of the noise on each box side, as a share of that side.
+        box_jitter_px: the noise's limit, px of the network's input.
+    """
+
+    per_image: int = 64
+    box_share: float = 0.5
+    stages: int = 2
+    free_share: float = 0.5
+    max_points: int = 9
+    box_jitter: float = 0.1
+    box_jitter_px: float = 20.0
+
+    def __post_init__(self) -> None:
+        for name in ("box_share", "free_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"prompts.{name} must be in [0, 1], got {getattr(self, name)}")
+        if self.stages not in (1, 2):
+            raise ConfigError(f"prompts.stages must be 1 or 2, got {self.stages}")
+        if self.per_image < 1 or self.max_points < 2:
+            raise ConfigError(
+                "prompts.per_image must be at least 1 and prompts.max_points at least 2, got "
+                f"{self.per_image} and {self.max_points}"
+            )
+        if self.box_jitter < 0 or self.box_jitter_px < 0:
+            raise ConfigError("prompts.box_jitter and box_jitter_px must not be negative")
+
+
+def first_prompts(
+    seeds: Tensor,
+    masks: Tensor,
+    boxes_xyxy: Tensor,
+    has_mask: Tensor,
+    image_px: int,
+    config: PromptConfig,
+) -> Prompts:
+    """Stage 1: a box, or one point of the mask.
+
+    Args:
+        seeds: [P] int64.
+        masks: [P, H, W] in [0, 1] or 0..255; inside is more than half of the largest value allowed.
+        boxes_xyxy: [P, 4] float32, image px.
+        has_mask: [P] bool; regions without a mask always get their box.
+        image_px: side of the network's input.
+        config: shares and noise.
+
+    Returns:
+        Prompts of length 2; a point is followed by padding, as at inference.
+    """
+    corners = jitter_boxes(seeds, boxes_xyxy, image_px, config).view(-1, 2, 2)
+    point = pick_points(seeds, _inside(masks), 1, image_px, stream=1)
+    boxed = (uniform(seeds, 0, 1)[:, 0] < config.box_share) | ~has_mask
+    single = torch.cat([point, torch.zeros_like(point)], 1)
+    labels = torch.where(
+        boxed[:, None],
+        torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=seeds.device),
+        torch.tensor([FOREGROUND, PADDING], device=seeds.device),
+    )
+    return Prompts(torch.where(boxed[:, None, None], corners, single), labels)
+
+
+def next_prompts(
+    seeds: Tensor,
+    first: Prompts,
+    mask_logits: Tensor,
+    masks: Tensor,
+    has_mask: Tensor,
+    image_px: int,
+    config: PromptConfig,
+) -> Prompts:
+    """Stage 2: corrections of the prediction, or a fresh set of points of the mask.
+
+    Args:
+        seeds: [P] int64, the same as in stage 1.
+        first: the prompts of stage 1.
+        mask_logits: [P, H, W], what the model chose for them.
+        masks: [P, H, W] in [0, 1] or 0..255.
+        has_mask: [P] bool; regions without a mask get points of the predicted mask instead, as
+            TAP v1.1 does for Visual Genome.
+        image_px: side of the network's input.
+        config: shares and counts.
+
+    Returns:
+        Prompts of length max_points + 1: a box counts as one point. At least one padding follows
+        points, as at inference.
+    """
+    extra = config.max_points - 1
+    predicted = mask_logits > 0
+    truth = torch.where(has_mask[:, None, None], _inside(masks), predicted)
+    more, more_labels = _error_points(seeds, predicted, truth, extra, image_px)
+    count = 1 + (uniform(seeds, 2, 1) * extra).floor()
+    corrected = _joined(first, Prompts(more, _keep(more_labels, count)))
+
+    free = pick_points(seeds, truth, config.max_points, image_px, stream=5)
+    count = 1 + (uniform(seeds, 6, 1) * config.max_points).floor()
+    free_labels = _keep(torch.full_like(free[..., 0], FOREGROUND, dtype=torch.int64), count)
+    pad = Prompts(torch.zeros_like(free[:, :1]), torch.full_like(free_labels[:, :1], PADDING))
+    fresh = _joined(Prompts(free, free_labels), pad)
+
+    chosen = uniform(seeds, 7, 1)[:, 0] < config.free_share
+    return Prompts(
+        torch.where(chosen[:, None, None], fresh.points, corrected.points),
+        torch.where(chosen[:, None], fresh.labels, corrected.labels),
+    )
+
+
+def jitter_boxes(seeds: Tensor, boxes_xyxy: Tensor, image_px: int, config: PromptConfig) -> Tensor:
+    """Boxes whose sides moved outwards by half-normal noise; never inwards, never off the image.
+
+    A draw that would move a side inwards leaves it: half of the sides stay where they are.
+
+    Args:
+        seeds: [P] int64.
+        boxes_xyxy: [P, 4] float32, px.
+        image_px: side of the image.
+        config: `box_jitter` (share of the side) and `box_jitter_px` (limit).
+
+    Returns:
+        [P, 4] float32.
+    """
+    a, b = uniform(seeds, 8, 4), uniform(seeds, 9, 4)
+    normal = (-2 * torch.log1p(-a)).sqrt() * torch.cos(2 * torch.pi * b)  # Box-Muller
+    sides = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).repeat(1, 2)
+    outwards = (normal * config.box_jitter * sides).clamp(0, config.box_jitter_px)
+    signs = boxes_xyxy.new_tensor([-1, -1, 1, 1])
+    return (boxes_xyxy + signs * outwards).clamp(0, image_px)
+
+
+def pick_points(seeds: Tensor, inside: Tensor, count: int, image_px: int, *, stream: int) -> Tensor:
+    """Points drawn uniformly, with repetition, from the true pixels of each mask.
+
+    Args:
+        seeds: [P] int64.
+        inside: [P, H, W] bool; a mask without true pixels gives its first pixel.
+        count: points a mask.
+        image_px: side of the image that the mask covers.
+        stream: which draw this is.
+
+    Returns:
+        [P, count, 2] float32 (x, y) in image px, the pixel's centre: (v + 0.5) * ratio - 0.5.
+    """
+    height, width = inside.shape[-2:]
+    upto = inside.flatten(1).cumsum(1, dtype=torch.int32)
+    total = upto[:, -1:].to(torch.float64)
+    rank = (uniform(seeds, stream, count).to(torch.float64) * total).floor().to(torch.int32)
+    index = torch.searchsorted(upto, rank, right=True).clamp(max=height * width - 1)
+    cell = torch.stack([index % width, index // width], -1).float()
+    ratio = torch.tensor([image_px / width, image_px / height], device=inside.device)
+    return (cell + 0.5) * ratio - 0.5
+
+
+def _error_points(
+    seeds: Tensor, predicted: Tensor, truth: Tensor, count: int, image_px: int
+) -> tuple[Tensor, Tensor]:
+    # Misses get label 1, false positives 0; where nothing is wrong the mask itself is clicked.
+    wrong = predicted ^ truth
+    source = torch.where(wrong.flatten(1).any(1)[:, None, None], wrong, truth)
+    points = pick_points(seeds, source, count, image_px, stream=3)
+    scale = truth.shape[-1] / image_px
+    cell = ((points + 0.5) * scale - 0.5).round().long()
+    flat = cell[..., 1] * truth.shape[-1] + cell[..., 0]
+    return points, truth.flatten(1).gather(1, flat).long()
+
+
+def _keep(labels: Tensor, count: Tensor) -> Tensor:
+    # The first `count` labels of each row; the rest becomes padding.
+    position = torch.arange(labels.shape[1], device=labels.device)
+    return torch.where(position < count, labels, PADDING)
+
+
+def _joined(first: Prompts, second: Prompts) -> Prompts:
+    # Valid tokens first, so that a point's padding does not stand between points.
+    points = torch.cat([first.points, second.points], 1)
+    labels = torch.cat([first.labels, second.labels], 1)
+    order = (labels == PADDING).long().argsort(dim=1, stable=True)
+    return Prompts(points.gather(1, order[..., None].expand_as(points)), labels.gather(1, order))
+
+
+def _inside(masks: Tensor) -> Tensor:
+    # More than half covered; a mask too small for that is where it covers most.
+    half = 127 if masks.dtype == torch.uint8 else 0.5
+    inside = masks > half
+    most = masks.flatten(1).amax(1)[:, None, None]
+    faint = (masks == most) & (masks > 0)
+    return torch.where(inside.flatten(1).any(1)[:, None, None], inside, faint)

@@ -1,0 +1,393 @@
+"""One run, put together: model, data, optimiser, where it stands, and how it is saved.
+
+RUN/config.json       the resolved settings
+RUN/manifest.json     software, machine, stores with their versions and provenance
+RUN/log.jsonl         a line a report
+RUN/tensorboard/      the same as event files, and pictures
+RUN/checkpoints/      see checkpoint.py
+"""
+
+import json
+import platform
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from tap_engine.model.checkpoint import ModelCard, load_weights, save_model
+from tap_engine.model.concepts import FILE_NAME as CONCEPTS_FILE
+from tap_engine.model.convnet_encoder import ConvnetEncoder
+from tap_engine.model.encoder_start import initialise_encoder
+from tap_engine.model.image_encoder import VitEncoder
+from tap_engine.model.predictor import Tap
+from tap_engine.model.tap import TapModel
+from tap_engine.schemas.errors import CheckpointError, ConfigError
+from tap_engine.schemas.provenance import software
+from tap_engine.train import distributed
+from tap_engine.train.checkpoint import (
+    find_checkpoint,
+    load_optimizer,
+    model_folder,
+    optimizer_tensors,
+    read_state,
+    read_tensors,
+    save_checkpoint,
+)
+from tap_engine.train.concepts import CONCEPT_LOSSES, ConceptSpace
+from tap_engine.train.config import TrainConfig, differences
+from tap_engine.train.distributed import Process
+from tap_engine.train.held_out import COLUMNS as MEASURED_COLUMNS
+from tap_engine.train.held_out import Truth, draw, measure
+from tap_engine.train.objective import Objective
+from tap_engine.train.optim import OptimConfig, make_optimizer, rate_factor, update_ema
+from tap_engine.train.run_log import RunLog
+from tap_engine.train.samples import Batch, SampleConfig
+from tap_engine.train.store_reader import StoreReader
+from tap_engine.train.stream import Share, Stream
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """A run that can be trained, saved and gone on with.
+
+    Attributes:
+        folder: where it writes.
+        config: resolved settings.
+        process: this process among all.
+        share: its part of every step.
+        stream: the data.
+        objective: model and losses; `wrapped` is the same under DDP.
+        wrapped: what the loop calls.
+        optimizer, scaler: as torch has them.
+        average: moving average of the model's state, or None.
+        log: reports.
+        viewed: the store that is measured on and drawn: the held-out one, or the first.
+        step: steps done.
+        consumed: images of the stream consumed.
+    """
+
+    folder: Path
+    config: TrainConfig
+    process: Process
+    share: Share
+    stream: Stream
+    objective: Objective
+    wrapped: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: dict[str, Tensor] | None
+    log: RunLog
+    viewed: StoreReader
+    step: int = 0
+    consumed: int = 0
+
+    @property
+    def model(self) -> TapModel:
+        """The network."""
+        return self.objective.model
+
+    def batches(self) -> Iterator[Batch]:
+        """This process's batches of the steps that are left."""
+        left = self.config.train.steps - self.step
+        pin = self.process.device.type == "cuda"
+        return iter(self.stream.batches(self.share, consumed=self.consumed, steps=left, pin=pin))
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What is trained."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The arithmetic of the forward passes."""
+        precision = self.config.train.precision
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        return torch.autocast(self.process.device.type, dtype, enabled=dtype is not None)
+
+    def update_average(self) -> None:
+        """After an optimiser step."""
+        if self.average is not None:
+            decay = self.config.optim.ema_decay
+            update_ema(self.average.values(), self.model.state_dict().values(), decay)
+
+    def due(self, every: int) -> bool:
+        """Whether something that happens every so many steps, and at the end, happens now."""
+        return every > 0 and (self.step % every == 0 or self.step == self.config.train.steps)
+
+    @contextmanager
+    def in_use(self) -> Iterator[Tap]:
+        """The model as a user would have it: averaged weights, no dropout; for a while."""
+        own = None
+        if self.average is not None:
+            own = _copies(self.model)
+            self.model.load_state_dict(self.average)
+        try:
+            yield Tap(self.model, concept_table=self.objective.space.table())
+        finally:
+            if own is not None:
+                self.model.load_state_dict(own)
+            self.model.train()
+
+    def measure(self) -> None:
+        """Reports figures on the held-out store, where there is one."""
+        config = self.config.held_out
+        if not config.store or not self.process.is_main:
+            return
+        truth = Truth.read(config.truth) if config.truth else None
+        with self.in_use() as tap:
+            figures = measure(
+                tap, self.objective.space, self.viewed, images=config.images, truth=truth
+            )
+        self.log.measured(self.step, figures.summary())
+        self.log.say(figures.table())
+
+    def draw(self) -> None:
+        """Saves a picture of held-out (or else training) images: truth left, prediction right."""
+        if not self.process.is_main:
+            return
+        with self.in_use() as tap:
+            sheet = draw(tap, self.objective.space, self.viewed, 4)
+        self.log.picture(self.step, sheet)
+
+    def save(self) -> Path | None:
+        """Writes a checkpoint of this moment; in the main process only, the others wait."""
+        path = None
+        if self.process.is_main:
+            path = save_checkpoint(
+                self.folder,
+                self.step,
+                write_model=self._write_model,
+                tensors=self._trainer_tensors(),
+                state={
+                    "stream": self.stream.state(self.consumed),
+                    "scaler": self.scaler.state_dict(),
+                    "config": self.config.to_dict(),
+                },
+                config=self.config.checkpoint,
+            )
+            self.log.say(f"saved {path}")
+        distributed.barrier()
+        return path
+
+    def restore(self, path: Path) -> None:
+        """Goes on from a checkpoint.
+
+        Raises:
+            CheckpointError: damaged, or of another model or stream.
+        """
+        state, tensors = read_state(path), read_tensors(path)
+        self.consumed = self.stream.resume(state["stream"])
+        self.step = int(state["step"])
+        load_weights(self.model, path)
+        if self.average is not None:
+            raw = {k.removeprefix("raw/"): v for k, v in tensors.items() if k.startswith("raw/")}
+            if not raw:
+                raise CheckpointError(f"{path} kept no moving average; --set optim.ema_decay=0")
+            self.average = _copies(self.model)
+            self.model.load_state_dict(raw)
+        extra = self.objective.auxiliary
+        if extra is not None:
+            prefix = "auxiliary/"
+            extra.load_state_dict(
+                {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+            )
+        load_optimizer(self.optimizer, tensors)
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+        changed = differences(self.config.to_dict(), state["config"])
+        self.log.say(f"going on from {path}, step {self.step}")
+        if changed:
+            self.log.say("settings that changed: " + "; ".join(changed))
+
+    def _write_model(self, folder: Path) -> None:
+        concepts = self.objective.space.table()
+        concepts.save(folder / CONCEPTS_FILE)
+        card = ModelCard(
+            config=self.config.model,
+            vocabulary=concepts.fingerprint,
+            logit_scale=concepts.logit_scale,
+            about={"recipe": self.config.recipe, "step": self.step, "software": software()},
+        )
+        save_model(folder, self.average or self.model.state_dict(), card)
+
+    def _trainer_tensors(self) -> dict[str, Tensor]:
+        tensors = optimizer_tensors(self.optimizer)
+        if self.objective.auxiliary is not None:
+            own = self.objective.auxiliary.state_dict()
+            tensors |= {f"auxiliary/{k}": v for k, v in own.items()}
+        if self.average is not None:
+            tensors |= {f"raw/{k}": v for k, v in self.model.state_dict().items()}
+        return tensors
+
+
+def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
+    """Everything ready to train; goes on from a checkpoint if there is one.
+
+    Args:
+        config: resolved settings.
+        folder: where the run writes; made if missing.
+        resume: "auto", "never" or a checkpoint folder.
+
+    Raises:
+        ConfigError, StoreError, CheckpointError: before anything is computed.
+    """
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    process = distributed.start(config.train.device)
+    torch.backends.cuda.matmul.allow_tf32 = config.train.allow_tf32
+    share = Share(
+        images=config.train.images,
+        accumulate=config.train.accumulate(process.world),
+        rank=process.rank,
+        world=process.world,
+    )
+    checkpoint = distributed.from_main(lambda: find_checkpoint(folder, resume))
+    before = read_state(checkpoint) if checkpoint is not None else None
+    versions = before["stream"]["versions"] if before else None
+    # One process finds out where units lie; the others are told.
+    samples = sample_config(config)
+    stream = distributed.from_main(lambda: Stream(config.stream, samples, versions))
+    space = ConceptSpace.of_stores(stream.readers, config.loss.logit_scale)
+
+    torch.manual_seed(config.train.seed)
+    model, notes = initial_model(config)
+    objective = Objective(model, space, config.loss, config.prompts).to(process.device)
+    model.sync_batch_norm()
+    model.set_activation_checkpointing(config.train.recompute)
+    if config.train.channels_last:
+        model.image_encoder.to(memory_format=torch.channels_last)
+    freeze(objective, config.optim)
+    optimizer = make_optimizer(objective, config.optim)
+    if config.train.compile:
+        model.compile_parts()
+    loss_scaling = config.train.precision == "fp16" and process.device.type == "cuda"
+    run = Run(
+        folder=folder,
+        config=config,
+        process=process,
+        share=share,
+        stream=stream,
+        objective=objective,
+        wrapped=distributed.wrap(objective, process),
+        optimizer=optimizer,
+        scaler=torch.amp.GradScaler(process.device.type, enabled=loss_scaling),
+        average=_copies(model) if config.optim.ema_decay else None,
+        log=RunLog(
+            folder,
+            config.log,
+            step=int(before["step"]) if before else 0,
+            steps=config.train.steps,
+            active=process.is_main,
+        ),
+        viewed=StoreReader(
+            config.held_out.store or config.stream.stores[0],
+            region_columns=MEASURED_COLUMNS,
+            storage_options=config.stream.options,
+        ),
+    )
+    if checkpoint is not None:
+        run.restore(checkpoint)
+    if process.is_main:
+        describe(run, notes)
+    distributed.barrier()
+    return run
+
+
+def initial_model(config: TrainConfig) -> tuple[TapModel, list[str]]:
+    """The network with its starting weights, and what was loaded; seed torch first.
+
+    Raises:
+        ConfigError: a start that is for the other kind of image encoder.
+        CheckpointError: weights of another model.
+    """
+    model, init, notes = TapModel(config.model), config.init, []
+    encoder = model.image_encoder
+    if init.mae:
+        if not isinstance(encoder, VitEncoder):
+            raise ConfigError("init.mae is for the ViT encoders (models tap-b, tap-l, ...)")
+        notes.append(f"{init.mae}: {initialise_encoder(encoder, init.mae)}")
+    if init.trunk:
+        if not isinstance(encoder, ConvnetEncoder):
+            raise ConfigError("init.trunk is for the convolutional encoder (model tiny)")
+        tower = {
+            name.removeprefix("visual."): value.float()
+            for name, value in load_file(init.trunk).items()
+            if name.startswith("visual.")
+        }
+        encoder.load_trunk(tower)
+        notes.append(f"{init.trunk}: trunk set")
+    if init.weights:
+        load_weights(model, model_folder(Path(init.weights)))
+        notes.append(f"{init.weights}: all weights set")
+    return model, notes
+
+
+def sample_config(config: TrainConfig) -> SampleConfig:
+    """What the stream has to make of an image for this run."""
+    return SampleConfig(
+        image_px=config.model.image_size,
+        mask_px=config.model.mask_size,
+        regions=config.prompts.per_image,
+        soft_masks=config.stream.soft_masks,
+        fill_rgb=tuple(int(v) for v in reversed(config.model.pixel_mean)),  # type: ignore[arg-type]
+        columns=CONCEPT_LOSSES[config.loss.concept_loss].columns,
+        augment=config.augment,
+        seed=config.train.seed,
+    )
+
+
+def freeze(objective: Objective, optim: OptimConfig) -> None:
+    """No gradients for what has a rate factor of 0."""
+    for name, parameter in objective.named_parameters():
+        parameter.requires_grad_(rate_factor(name, optim.rate_factors) > 0)
+
+
+def describe(run: Run, notes: list[str]) -> None:
+    """Writes config.json and manifest.json, and says what is about to happen."""
+    config, process = run.config, run.process
+    run.folder.mkdir(parents=True, exist_ok=True)
+    (run.folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
+    stores = [
+        {
+            "uri": r.uri,
+            "versions": r.versions,
+            "images": r.rows,
+            "provenance": r.provenance.settings,
+        }
+        for r in run.stream.readers
+    ]
+    manifest = {
+        "software": software(),
+        "machine": {"platform": platform.platform(), "device": str(process.device)},
+        "processes": process.world,
+        "stores": stores,
+    }
+    (run.folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    trained = sum(p.numel() for p in run.parameters())
+    total = sum(p.numel() for p in run.model.parameters())
+    batch, optim = config.train.batch, config.optim
+    rate = f"peak rate {optim.peak_rate(batch):.2e}"
+    if batch != optim.rate_batch:
+        rate += (
+            f" ({optim.rate:.2e} is meant for {optim.rate_batch} images a step, here {batch}; "
+            f"optim.scaling={optim.scaling})"
+        )
+    epochs = config.train.steps * batch / run.stream.epoch_images
+    for note in notes if run.step == 0 else []:
+        run.log.say(f"started from {note}")
+    run.log.say(
+        f"{config.recipe}: {trained:,} of {total:,} parameters train on {process.world} x "
+        f"{process.device.type}, {config.train.precision}\n"
+        f"{config.train.steps:,} steps of {batch} images ({run.share.images} x "
+        f"{run.share.accumulate} x {process.world} processes), {epochs:.2f} epochs of "
+        f"{run.stream.epoch_images:,} images; {rate}\n"
+        f"concepts: {len(run.objective.space.names):,}, logit scale "
+        f"{run.objective.space.logit_scale:.1f}; run folder {run.folder}"
+    )
+
+
+def _copies(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}

@@ -1,0 +1,236 @@
+"""One store opened for training: image rows in, images with their regions out.
+
+An image's regions are found by counting, not by a join: a unit's regions are one block of rows
+sorted by key, so the region counts of the unit's images say where each image begins. What comes
+back is checked against the keys. Only a start row per unit is kept in memory.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from tap_engine.schemas.errors import StoreError
+from tap_engine.schemas.keys import ORDINAL_BITS
+from tap_engine.schemas.provenance import METADATA_KEY, Provenance
+from tap_engine.schemas.tables import IMAGES, REGIONS, table_uri
+
+Index = npt.NDArray[np.int64]
+
+_CACHED_UNITS = 4096
+"""Units whose image offsets are kept: 6 KB each at 512 images."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredImage:
+    """One image as it lies in the store.
+
+    Attributes:
+        image_id: see schemas/keys.py.
+        size_hw: height and width, px.
+        jpeg: the file's bytes.
+        regions: its rows of `regions`, the columns that were asked for, sorted by key.
+    """
+
+    image_id: int
+    size_hw: tuple[int, int]
+    jpeg: bytes
+    regions: pa.Table
+
+
+class _Blocks(NamedTuple):
+    """Where units lie in a table: block i has rows starts[i] up to starts[i + 1]."""
+
+    units: Index
+    starts: Index
+
+
+class StoreReader:
+    """Reads images with their regions from fixed versions of a store's tables.
+
+    Pickles small, opens its tables on first use: made for loader workers that are spawned (Lance
+    is not safe to fork).
+
+    Args:
+        uri: the store: a folder or an object-store prefix.
+        region_columns: columns of `regions` to read; `key` is always among them.
+        storage_options: for object stores, as Lance takes them; the usual environment variables
+            work without.
+        versions: table versions to open, of `versions` of an earlier run; the newest by default.
+
+    Raises:
+        StoreError: a table is missing, or the rows of a unit do not lie together.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        region_columns: Sequence[str],
+        storage_options: Mapping[str, str] | None = None,
+        versions: Mapping[str, int] | None = None,
+    ) -> None:
+        self.uri = uri
+        self._columns = list(dict.fromkeys(["key", *region_columns]))
+        self._options = dict(storage_options or {})
+        self.versions = dict(versions or {})
+        self._tables: dict[str, Any] = {}
+        self._offsets: OrderedDict[int, tuple[Index, Index]] = OrderedDict()
+        for name in (IMAGES, REGIONS):
+            self.versions[name] = self._table(name).version
+        missing = set(self._columns) - set(self._table(REGIONS).schema.names)
+        if missing:
+            raise StoreError(
+                f"{table_uri(uri, REGIONS)} lacks columns {sorted(missing)}, which these settings "
+                "need; `tap-data inspect` shows what was built"
+            )
+        self._images = self._blocks(IMAGES)
+        self._regions = self._blocks(REGIONS)
+        self.rows = int(self._images.starts[-1])
+        self._block_of_unit = {int(unit): i for i, unit in enumerate(self._regions.units)}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_tables": {}, "_offsets": OrderedDict()}
+
+    @property
+    def provenance(self) -> Provenance:
+        """What made the regions; its settings name the teacher and its logit scale."""
+        metadata = self._table(REGIONS).schema.metadata or {}
+        text = metadata.get(METADATA_KEY.encode())
+        if text is None:
+            raise StoreError(
+                f"{table_uri(self.uri, REGIONS)} has no {METADATA_KEY!r} metadata, so nothing says "
+                "which teacher made it; rebuild it with `tap-data build-semantic`"
+            )
+        return Provenance.from_json(text.decode())
+
+    def read(self, rows: Index) -> list[StoredImage]:
+        """The images at these rows, in this order.
+
+        Args:
+            rows: [N] row numbers of `images`; reading is cheapest where they are consecutive.
+
+        Raises:
+            StoreError: the regions found are not those of the image.
+        """
+        order = np.argsort(rows, kind="stable")
+        wanted = np.asarray(rows)[order]
+        images = self._table(IMAGES).take(wanted, columns=["image_id", "width", "height"])
+        ids = images["image_id"].to_numpy()
+        blobs = self._table(IMAGES).read_blobs("jpeg", indices=wanted.tolist(), preserve_order=True)
+        spans = [self._span(int(row), int(image)) for row, image in zip(wanted, ids, strict=True)]
+        picked = np.concatenate([np.arange(low, high) for low, high in spans])
+        # Rows sorted in the table's order are read in one sweep.
+        sweep = np.argsort(picked, kind="stable")
+        table = self._table(REGIONS).take(picked[sweep], columns=self._columns)
+        table = table.take(np.argsort(sweep, kind="stable"))
+        keys = table["key"].to_numpy()
+        out: list[StoredImage | None] = [None] * len(wanted)
+        start = 0
+        heights, widths = images["height"].to_numpy(), images["width"].to_numpy()
+        for i, (low, high) in enumerate(spans):
+            end = start + high - low
+            if np.any(keys[start:end] >> ORDINAL_BITS != ids[i]):
+                raise StoreError(
+                    f"{self.uri}: the regions at rows {low}..{high} are not those of image "
+                    f"{ids[i]}; run `tap-data verify`"
+                )
+            out[order[i]] = StoredImage(
+                image_id=int(ids[i]),
+                size_hw=(int(heights[i]), int(widths[i])),
+                jpeg=blobs[i][1] or b"",
+                regions=table.slice(start, end - start),
+            )
+            start = end
+        return [image for image in out if image is not None]
+
+    def concepts(self) -> pa.Table:
+        """The `concepts` table: names, source and target embeddings."""
+        return self._open("concepts", None).to_table().sort_by("concept_id")
+
+    def _span(self, row: int, image_id: int) -> tuple[int, int]:
+        # Rows of `regions` that hold the regions of an image.
+        block = int(np.searchsorted(self._images.starts, row, side="right")) - 1
+        ids, offsets = self._unit_offsets(block)
+        at = int(np.searchsorted(ids, image_id))
+        return int(offsets[at]), int(offsets[at + 1])
+
+    def _unit_offsets(self, block: int) -> tuple[Index, Index]:
+        # Image ids of a unit, sorted, and the rows of `regions` where each begins.
+        if block in self._offsets:
+            self._offsets.move_to_end(block)
+            return self._offsets[block]
+        first, last = self._images.starts[block : block + 2]
+        table = self._table(IMAGES).take(
+            np.arange(first, last), columns=["image_id", "region_count"]
+        )
+        ids = table["image_id"].to_numpy()
+        counts = table["region_count"].to_numpy().astype(np.int64)
+        order = np.argsort(ids)
+        unit = int(self._images.units[block])
+        start, rows = self._region_block(unit)
+        if counts.sum() != rows:
+            raise StoreError(
+                f"{self.uri}: unit {unit} has {rows} regions, its images count {counts.sum()}; "
+                "run `tap-data verify`"
+            )
+        offsets = start + np.concatenate([[0], np.cumsum(counts[order])])
+        self._offsets[block] = (ids[order], offsets)
+        if len(self._offsets) > _CACHED_UNITS:
+            self._offsets.popitem(last=False)
+        return self._offsets[block]
+
+    def _region_block(self, unit: int) -> tuple[int, int]:
+        at = self._block_of_unit.get(unit)
+        if at is None:
+            return 0, 0
+        start, end = self._regions.starts[at : at + 2]
+        return int(start), int(end - start)
+
+    def _blocks(self, name: str) -> _Blocks:
+        # One pass over a column of long constant stretches; a second for a hundred million rows.
+        units: list[Index] = []
+        starts: list[Index] = []
+        row, last = 0, None
+        for batch in self._table(name).to_batches(columns=["unit"], batch_size=1 << 16):
+            column = batch.column(0).to_numpy()
+            changes = np.flatnonzero(column[1:] != column[:-1]) + 1
+            if len(column) and column[0] != last:
+                changes = np.concatenate([[0], changes])
+            units.append(column[changes])
+            starts.append(row + changes)
+            row += len(column)
+            last = column[-1] if len(column) else last
+        found = np.concatenate(units) if units else np.empty(0, np.int64)
+        if not len(found) and name == IMAGES:
+            raise StoreError(f"{table_uri(self.uri, name)} is empty: nothing to train on")
+        if len(np.unique(found)) != len(found):
+            ids, seen = np.unique(found, return_counts=True)
+            raise StoreError(
+                f"{table_uri(self.uri, name)}: the rows of unit {ids[seen > 1][0]} do not lie "
+                "together, so images and regions cannot be paired; rebuild the table"
+            )
+        edges = np.concatenate([*starts, [row]]).astype(np.int64)
+        return _Blocks(found.astype(np.int64), edges)
+
+    def _table(self, name: str) -> Any:
+        if name not in self._tables:
+            self._tables[name] = self._open(name, self.versions.get(name))
+        return self._tables[name]
+
+    def _open(self, name: str, version: int | None) -> Any:
+        import lance
+
+        uri = table_uri(self.uri, name)
+        try:
+            return lance.dataset(uri, version=version, storage_options=self._options or None)
+        except (ValueError, OSError) as error:
+            wanted = "" if version is None else f" at version {version}"
+            raise StoreError(
+                f"no readable table {uri}{wanted}: {str(error).splitlines()[0]}. A store is what "
+                "`tap-data build-semantic --out` made"
+            ) from error

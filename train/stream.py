@@ -1,0 +1,255 @@
+"""Stores -> batches: endless, sharded, resumable at any image, whatever the number of processes.
+
+The order is a function of the position (order.py), so the whole state of the stream is one number,
+how many images the run has consumed. Ranks and loader workers take their own positions out of the
+same sequence: an image comes exactly once an epoch for any number of either, nothing is padded or
+dropped, and the last batch of an epoch is filled from the next one.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from tap_engine.schemas.errors import CheckpointError, ConfigError
+from tap_engine.train.noise import seed_of
+from tap_engine.train.order import Index, Mixture, Order
+from tap_engine.train.samples import (
+    REGION_COLUMNS,
+    Batch,
+    Sample,
+    SampleConfig,
+    collate,
+    make_sample,
+)
+from tap_engine.train.store_reader import StoredImage, StoreReader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamConfig:
+    """Where images come from and how they are mixed.
+
+    Attributes:
+        stores: store folders or object-store prefixes.
+        weights: share of each store in the stream; empty joins them into one long table.
+        storage_options: "name=value" for object stores; environment variables work without.
+        soft_masks: mask targets are the share of each mask pixel that is covered; else 0 or 1.
+        shuffle: False reads in the tables' own order.
+        first_images: use only so many images of each store; 0 uses all.
+        run_rows: consecutive images that are read together.
+        mixed_runs: runs that are interleaved. For many processes make it a multiple of global
+            batch x loader workers: each then reads whole runs.
+        read_ahead: images a worker fetches at once; with about 1.3 MB each (SA-1B) this bounds its
+            memory.
+        workers: loader processes a rank; 0 loads in the training process.
+        prefetch: batches a worker keeps ready.
+        max_problems: images that may be unreadable before the run stops.
+    """
+
+    stores: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    storage_options: tuple[str, ...] = ()
+    soft_masks: bool = False
+    shuffle: bool = True
+    first_images: int = 0
+    run_rows: int = 8
+    mixed_runs: int = 64
+    read_ahead: int = 64
+    workers: int = 2
+    prefetch: int = 2
+    max_problems: int = 100
+
+    def __post_init__(self) -> None:
+        if self.weights and len(self.weights) != len(self.stores):
+            raise ConfigError(
+                f"stream.weights has {len(self.weights)} numbers for {len(self.stores)} stores"
+            )
+        for name in ("run_rows", "mixed_runs", "read_ahead", "prefetch"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"stream.{name} must be at least 1, got {getattr(self, name)}")
+        if self.workers < 0:
+            raise ConfigError(f"stream.workers must not be negative, got {self.workers}")
+        for option in self.storage_options:
+            if "=" not in option:
+                raise ConfigError(f"stream.storage_options are name=value, got {option!r}")
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Storage options as Lance takes them."""
+        return dict(option.split("=", 1) for option in self.storage_options)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """Which part of every step this process has.
+
+    Attributes:
+        images: images of one forward pass in one process.
+        accumulate: forward passes a step.
+        rank, world: which process of how many.
+    """
+
+    images: int
+    accumulate: int = 1
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def step_images(self) -> int:
+        """Images a step over all processes."""
+        return self.images * self.accumulate * self.world
+
+    def positions(self, passes: Index) -> Index:
+        """[N, images]: places in the stream of this process's forward passes, counted from 0."""
+        step, turn = np.divmod(passes, self.accumulate)
+        first = step * self.step_images + (turn * self.world + self.rank) * self.images
+        return first[:, None] + np.arange(self.images)
+
+
+class Stream:
+    """The images of all stores as one endless sequence.
+
+    Args:
+        config: stores and mixing.
+        samples: what is made of an image.
+        versions: table versions by store, of an earlier `state`; the newest by default.
+    """
+
+    def __init__(
+        self,
+        config: StreamConfig,
+        samples: SampleConfig,
+        versions: list[Mapping[str, int]] | None = None,
+    ) -> None:
+        if not config.stores:
+            raise ConfigError("no store to train on: give --store, or --set stream.stores=...")
+        if versions is not None and len(versions) != len(config.stores):
+            raise CheckpointError(
+                f"the checkpoint streamed {len(versions)} stores, this run has {len(config.stores)}"
+            )
+        self.config = config
+        self.samples = samples
+        self.readers = [
+            StoreReader(
+                uri,
+                region_columns=(*REGION_COLUMNS, *samples.columns),
+                storage_options=config.options,
+                versions=versions[i] if versions else None,
+            )
+            for i, uri in enumerate(config.stores)
+        ]
+        limit = config.first_images
+        rows = [min(limit, reader.rows) if limit else reader.rows for reader in self.readers]
+        self.rows = rows
+        # Unweighted stores are one long table; weighted ones each have an order of their own.
+        self._starts = np.cumsum([0, *rows])
+        self._mixture = Mixture.of_weights(config.weights or (1.0,), samples.seed)
+        self._orders = [
+            Order(
+                rows=n,
+                run_rows=min(config.run_rows, n),
+                mixed_runs=config.mixed_runs,
+                seed=seed_of(samples.seed, i),
+                shuffle=config.shuffle,
+            )
+            for i, n in enumerate(rows if config.weights else [sum(rows)])
+        ]
+
+    @property
+    def epoch_images(self) -> int:
+        """Images of one pass over all stores."""
+        return sum(self.rows)
+
+    def state(self, consumed: int) -> dict[str, Any]:
+        """What a checkpoint keeps: the position, and what would change its meaning."""
+        return {
+            "consumed": consumed,
+            "versions": [reader.versions for reader in self.readers],
+            "rows": self.rows,
+            "seed": self.samples.seed,
+            "order": [self.config.shuffle, self.config.run_rows, self.config.mixed_runs],
+            "mixture": list(self._mixture.counts),
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> int:
+        """Images consumed by the run that `state` is of.
+
+        Raises:
+            CheckpointError: the order is another now, so the position would mean other images.
+        """
+        ours = self.state(state["consumed"])
+        if different := [k for k in ours if k != "versions" and ours[k] != state.get(k)]:
+            raise CheckpointError(
+                "the stream is not the one that was interrupted: "
+                + "; ".join(f"{k} is {ours[k]}, was {state.get(k)}" for k in different)
+                + ". Use the same stores and stream settings, or start a new run with "
+                "--init from its weights"
+            )
+        return int(state["consumed"])
+
+    def batches(self, share: Share, *, consumed: int, steps: int, pin: bool) -> DataLoader[Batch]:
+        """Batches of this process, `share.accumulate` a step, in the order of the steps.
+
+        Args:
+            share: this process's part.
+            consumed: images of the stream that came before.
+            steps: how many steps to make batches for.
+            pin: copy to pinned memory, for CUDA.
+        """
+        workers = self.config.workers
+        return DataLoader(
+            _Passes(self, share, consumed, steps * share.accumulate),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=self.config.prefetch if workers else None,
+            multiprocessing_context="spawn" if workers else None,
+            pin_memory=pin,
+        )
+
+    def locate(self, positions: Index) -> tuple[Index, Index, Index]:
+        """(store, epoch, row of its `images`) at each place of the stream."""
+        part, places = self._mixture.locate(positions)
+        epochs, rows = np.empty_like(places), np.empty_like(places)
+        for i, order in enumerate(self._orders):
+            mine = part == i
+            epochs[mine], rows[mine] = order.locate(places[mine])
+        if self.config.weights:
+            return part, epochs, rows
+        store = np.searchsorted(self._starts, rows, side="right") - 1
+        return store, epochs, rows - self._starts[store]
+
+    def fetch(self, positions: Index) -> Iterator[Sample]:
+        """The samples at these places of the stream, in this order.
+
+        Everything is read at once, in the tables' order; decoding waits until a sample is asked
+        for, so only compressed images pile up.
+        """
+        stores, epochs, rows = self.locate(positions)
+        found: list[StoredImage | None] = [None] * len(positions)
+        for store in np.unique(stores):
+            mine = np.flatnonzero(stores == store)
+            for at, image in zip(mine, self.readers[store].read(rows[mine]), strict=True):
+                found[at] = image
+        pairs = zip(found, epochs, strict=True)
+        return (make_sample(image, int(epoch), self.samples) for image, epoch in pairs if image)
+
+
+class _Passes(IterableDataset[Batch]):
+    """The forward passes of one process; loader worker w of n makes every n-th, from the w-th."""
+
+    def __init__(self, stream: Stream, share: Share, consumed: int, passes: int) -> None:
+        self.stream, self.share, self.consumed, self.passes = stream, share, consumed, passes
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker = get_worker_info()
+        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        together = max(1, self.stream.config.read_ahead // self.share.images)
+        mine = np.arange(first, self.passes, every)
+        for start in range(0, len(mine), together):
+            places = self.share.positions(mine[start : start + together])
+            samples = self.stream.fetch(self.consumed + places.ravel())
+            for _ in range(len(places)):
+                yield collate(islice(samples, self.share.images))
