@@ -44,6 +44,9 @@ e2e: install ## only the end-to-end tests
 
 check: lint types test ## what must be green before a commit
 
+demo: install ## the whole system on made-up scenes, in some minutes; writes ./demo
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh docs/demo.sh
+
 wheel: install ## build the wheel that a cluster job ships
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 

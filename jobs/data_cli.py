@@ -1,6 +1,7 @@
 """`tap-data`: thin commands that parse, call one function and print one summary."""
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -284,6 +285,49 @@ def query(
             _store(store, storage_option), Query(filter=filter, columns=wanted, limit=rows)
         )
         write_rows(batches, format, out)
+
+
+@app.command()
+def nearest(
+    store: Annotated[str, typer.Argument(help="Path or URI of a store.")],
+    key: Annotated[int, typer.Option(help="The region to start from; `query` lists keys.")],
+    top: Annotated[int, typer.Option(help="How many.")] = 8,
+    filter: Annotated[
+        str | None, typer.Option(help="Search only regions that match; as for query.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="table, json (lines) or csv.")] = "table",
+    storage_option: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE for Lance's object store; repeatable.")
+    ] = None,
+) -> None:
+    """Regions whose embeddings are nearest to one region's."""
+    with command_errors():
+        from tap_engine.jobs.output import write_rows
+        from tap_engine.pipeline.nearest import nearest_regions
+
+        found = nearest_regions(_store(store, storage_option), key, top=top, filter_=filter)
+        write_rows([found], format, None)
+
+
+@app.command()
+def picture(
+    store: Annotated[str, typer.Argument(help="Path or URI of a store.")],
+    out: Annotated[Path, typer.Option(help="PNG to write.")],
+    images: Annotated[int, typer.Option(help="The store's first N images.")] = 6,
+    truth: Annotated[
+        Path | None, typer.Option(help="Truth table of sample scenes: marks what is wrong.")
+    ] = None,
+    title: Annotated[str, typer.Option(help="A line above.")] = "",
+) -> None:
+    """Draw a store's masks with their most probable concepts."""
+    with command_errors():
+        from tap_engine.pipeline.sample_picture import draw_picture, read_scenes
+
+        scenes = read_scenes(store, images, truth)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        draw_picture(scenes, title=title).save(out)
+    shown = sum(len(scene.regions) for scene in scenes)
+    typer.echo(f"drew {len(scenes):,} images with {shown:,} masks: {out}")
 
 
 def _store(uri: str, options: list[str] | None) -> "Store":

@@ -11,6 +11,7 @@ from tap_engine.jobs.output import command_errors
 def register(app: typer.Typer) -> None:
     """Add the commands to `tap-data`."""
     app.command("sample")(sample)
+    app.command("sample-shipped")(sample_shipped)
     app.command("sample-sprites")(sample_sprites)
     app.command("sample-accuracy")(sample_accuracy)
     app.command("train-teacher")(train_teacher)
@@ -65,6 +66,17 @@ def sample(
     )
     typer.echo(
         f"next: tap-data build-semantic {out / 'train'} --source sample --teacher sample --out ..."
+    )
+
+
+def sample_shipped(out: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
+    """Copy the scenes that come with the package: 256 px, the same bytes everywhere."""
+    from tap_engine.pipeline.sample_world import copy_shipped_scenes
+
+    with command_errors():
+        copy_shipped_scenes(out)
+    typer.echo(
+        f"next: tap-data build-semantic {out / 'train'} --source sample --teacher sample ..."
     )
 
 

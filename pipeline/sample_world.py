@@ -32,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tap_engine.pipeline.sample_captions import compose_captions
-from tap_engine.pipeline.sample_concepts import concept_groups, drawings, select
+from tap_engine.pipeline.sample_concepts import SAMPLE_DATA, concept_groups, drawings, select
 from tap_engine.pipeline.sample_scene import Scene, SceneRegion, render_scene
 from tap_engine.pipeline.sample_sprites import load_sprites
 from tap_engine.pipeline.sample_truth import truth_schema
@@ -191,6 +191,19 @@ def write_sample_world(
             regions += len(written)
     _finish_visual_genome(out, config)
     return SampleSummary(scenes=done - before, regions=regions, scenes_before=before)
+
+
+def copy_shipped_scenes(out: Path) -> None:
+    """Copy the rendered scenes that come with the package.
+
+    Their bytes are the same everywhere, whatever the version of OpenCV; see sample/README.md.
+
+    Raises:
+        ConfigError: `out` is not empty.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ConfigError(f"{out} is not empty; name a new folder")
+    shutil.copytree(SAMPLE_DATA / "scenes", out, dirs_exist_ok=True)
 
 
 def draw_scene(name: SceneName, config: SampleConfig) -> Drawn:
