@@ -5,7 +5,11 @@ set -eu
 DEMO=${DEMO:-demo}
 
 run() {
-    printf '\n$ %s\n' "$*"
+    printf '\n$'
+    for word in "$@"; do
+        case $word in *[!A-Za-z0-9_./=-]*) printf ' "%s"' "$word" ;; *) printf ' %s' "$word" ;; esac
+    done
+    printf '\n'
     "$@"
 }
 
@@ -26,4 +30,7 @@ run tap-data sample-accuracy $DEMO/held-out --truth $DEMO/scenes/truth --at-leas
 
 say "4. Look at it, and ask it things"
 run tap-data picture $DEMO/held-out --out $DEMO/store.png --truth $DEMO/scenes/truth
-run tap-data query $DEMO/store --filter "concept = 'dog' AND concept_entropy < 0.5" --limit 5
+cats="concept = 'cat' AND area > 1500"
+run tap-data query $DEMO/store --filter "$cats"
+key=$(tap-data query $DEMO/store --filter "$cats" --columns key --limit 1 --format csv | tail -n 1)
+run tap-data nearest $DEMO/store --key "$key" --top 5

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ def ray_session(address: str | None, cpus: int | None, wheel: str | None) -> Ite
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     # Ray starts its own processes by fork and exec, which Lance cannot tell from a fork.
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
+    # It would tell users how to get back the bars that ours replace.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     import ray
 
     if address and cpus:
@@ -42,10 +45,28 @@ def ray_session(address: str | None, cpus: int | None, wheel: str | None) -> Ite
     else:
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
     try:
-        ray.init(**options)
+        with _silent_start():
+            ray.init(**options)
     except ConnectionError as error:
         raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _silent_start() -> Iterator[None]:
+    """Ray's C++ core reports on the raw error stream that it obeys RAY_BACKEND_LOG_LEVEL.
+
+    Failures to start are Python exceptions and not touched by this.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

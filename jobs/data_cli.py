@@ -317,7 +317,6 @@ def picture(
     truth: Annotated[
         Path | None, typer.Option(help="Truth table of sample scenes: marks what is wrong.")
     ] = None,
-    title: Annotated[str, typer.Option(help="A line above.")] = "",
 ) -> None:
     """Draw a store's masks with their most probable concepts."""
     with command_errors():
@@ -325,7 +324,8 @@ def picture(
 
         scenes = read_scenes(store, images, truth)
         out.parent.mkdir(parents=True, exist_ok=True)
-        draw_picture(scenes, title=title).save(out)
+        wrong = "; on white where the truth is another" if truth else ""
+        draw_picture(scenes, title=f"Most probable concept of every mask{wrong}").save(out)
     shown = sum(len(scene.regions) for scene in scenes)
     typer.echo(f"drew {len(scenes):,} images with {shown:,} masks: {out}")
 

@@ -34,11 +34,13 @@ _INSIDE = 0.9
 _SURFACE = 0.12
 """A region that covers this share of the image is tinted only lightly."""
 
-_LABEL_PX = 16
+_LABEL_PX = 15
 _GAP_PX = 10
 _PAPER = (250, 250, 248)
+_WRONG = (178, 34, 34)
 
 Pixels = npt.NDArray[np.uint8]
+Colour = tuple[int, int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,33 +202,48 @@ def _outline(
 def _label(
     image: Image.Image, regions: Sequence[tuple[PictureRegion, npt.NDArray[np.float32]]]
 ) -> None:
-    """Names on the masks' innermost points, moved aside where they would meet."""
+    """Names on surfaces and at the feet of things, moved aside where they would meet."""
     draw = ImageDraw.Draw(image)
     font = ImageFont.load_default(_LABEL_PX)
     taken: list[tuple[float, float, float, float]] = []
     for region, cover in regions:
-        depth = cv2.distanceTransform(np.pad((cover > 0.5).astype(np.uint8), 1), cv2.DIST_L2, 3)[
-            1:-1, 1:-1
-        ]
-        y, x = (int(v) for v in np.unravel_index(int(depth.argmax()), depth.shape))
-        text, fill = _words(region)
+        text, fill, ink = _words(region)
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         width, height = right - left + 10, bottom - top + 8
-        box = _free_box((x, y), (width, height), image.size, taken)
+        centre = _innermost(cover) if cover.mean() > _SURFACE else _foot(cover)
+        box = _free_box(centre, (width, height), image.size, taken)
         taken.append(box)
-        draw.rounded_rectangle(box, radius=5, fill=fill)
-        draw.text((box[0] + 5 - left, box[1] + 4 - top), text, fill="white", font=font)
+        draw.rounded_rectangle(
+            box, radius=5, fill=fill, outline=ink, width=2 if ink == _WRONG else 0
+        )
+        draw.text((box[0] + 5 - left, box[1] + 4 - top), text, fill=ink, font=font)
 
 
-def _words(region: PictureRegion) -> tuple[str, tuple[int, int, int]]:
-    """What a label says, and the colour behind it."""
+def _innermost(cover: npt.NDArray[np.float32]) -> tuple[int, int]:
+    """(x, y) of a mask's point farthest from its edge."""
+    padded = np.pad((cover > 0.5).astype(np.uint8), 1)
+    depth = cv2.distanceTransform(padded, cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = np.unravel_index(int(depth.argmax()), depth.shape)
+    return int(x), int(y)
+
+
+def _foot(cover: npt.NDArray[np.float32]) -> tuple[int, int]:
+    """(x, y) in the middle of a mask's lower edge, where a label hides least of it."""
+    rows, columns = np.nonzero(cover > 0.5)
+    if not rows.size:
+        return _innermost(cover)
+    return int(columns.min() + columns.max()) // 2, int(rows.max())
+
+
+def _words(region: PictureRegion) -> tuple[str, Colour, Colour]:
+    """What a label says, the colour behind it, and the colour of its letters."""
     name = plain_name(region.concept)
     if region.truth is not None and region.truth != region.concept:
-        return f"{name}, not {plain_name(region.truth)}", (178, 34, 34)
+        return f"{name}, not {plain_name(region.truth)}", _PAPER, _WRONG
     if region.entropy > UNKNOWN_ABOVE:
-        return f"unknown ({name}?)", (110, 110, 110)
+        return f"unknown ({name}?)", (110, 110, 110), _PAPER
     red, green, blue = (round(0.55 * value) for value in _colour(region.concept))
-    return f"{name} {region.probability:.2f}", (red, green, blue)
+    return f"{name} {region.probability:.2f}", (red, green, blue), _PAPER
 
 
 def _free_box(
@@ -248,7 +265,7 @@ def _free_box(
     return box
 
 
-def _colour(concept: str) -> tuple[int, int, int]:
+def _colour(concept: str) -> Colour:
     """The same colour for the same concept everywhere; neighbours in the alphabet differ."""
     hue = (sum(ord(letter) * 31**k for k, letter in enumerate(concept)) * 0.618033988749895) % 1
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.75, 0.98)

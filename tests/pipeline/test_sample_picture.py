@@ -75,7 +75,7 @@ def test_wrong_and_unknown_regions_look_different() -> None:
 def test_a_sheet_holds_all_scenes(tmp_path: Path) -> None:
     wide = PictureScene(image_rgb=np.full((50, 100, 3), 90, np.uint8), regions=[])
     sheet = draw_picture([wide] * 5, panel_px=100, columns=3, title="five")
-    assert sheet.size == (3 * 110 + 10, 2 * 110 + 10 + 48)
+    assert sheet.size == (3 * 110 + 10, 2 * 110 + 10 + 45)
     sheet.save(tmp_path / "sheet.png")
     panels = (np.asarray(sheet) == 90).all(axis=-1).sum()
     assert panels == 5 * 50 * 100
