@@ -25,6 +25,7 @@ def register(app: typer.Typer) -> None:
     app.command("measure")(measure)
     app.command("export")(export)
     app.command("gate")(gate)
+    app.command("tokenizer")(tokenizer)
 
 
 def run(
@@ -98,20 +99,31 @@ def measure(
     model: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder or .safetensors.")],
     store: Annotated[str, typer.Option(help="Store to measure on.")],
     truth: Truth = "",
-    images: Annotated[int, typer.Option(help="How many of its images.")] = 100,
+    images: Annotated[int | None, typer.Option(help="How many of its images.")] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Of a captioned store: val by default, test, or train."),
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="PNG to write: truth left, prediction right.")
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Figures as json.")] = False,
 ) -> None:
-    """Mask IoU and concept top-1 beside box, ellipse and teacher."""
+    """Mask IoU and concept top-1 beside box, ellipse and teacher; captions beside their phrases."""
     with command_errors():
         import json
+        from dataclasses import replace
 
-        from tap_engine.train.held_out import measure_checkpoint
+        from tap_engine.train.held_out import HeldOutConfig, report_checkpoint
 
-        figures = measure_checkpoint(model, store, truth=truth, images=images, picture=picture)
-        typer.echo(json.dumps(figures.summary()) if json_ else figures.table())
+        config = HeldOutConfig(store=store, truth=truth)
+        config = config if images is None else replace(config, images=images)
+        config = config if split is None else replace(config, split=split)
+        reports = report_checkpoint(model, config, picture)
+        if json_:
+            typer.echo(json.dumps({k: v for r in reports for k, v in r.summary().items()}))
+        else:
+            typer.echo("\n\n".join(report.table() for report in reports))
         if picture is not None and not json_:
             typer.echo(f"picture: {picture}")
 
@@ -156,6 +168,25 @@ def gate(
             prepare=with_sample_trunk,
         )
         sys.exit(0 if passed else 1)
+
+
+def tokenizer(
+    store: Annotated[list[str], typer.Option(help="Captioned store; repeatable.")],
+    out: Annotated[Path, typer.Option(help="File to write, such as tokenizer.json.")],
+    size: Annotated[int, typer.Option(help="Ids wanted; the papers have 32,000.")] = 32_000,
+    split: Annotated[str, typer.Option(help="Learn from this split; empty for all.")] = "train",
+) -> None:
+    """Learns a byte-pair tokenizer from a store's captions."""
+    with command_errors():
+        from tap_engine.train.caption_tokens import learn_tokenizer
+
+        found, captions = learn_tokenizer(store, size, split)
+        path = found.save(out)
+        typer.echo(
+            f"{path}: {found.vocab_size:,} ids from {captions:,} captions, fingerprint "
+            f"{found.fingerprint}; next: tap-train run --recipe RECIPE --store {store[0]} "
+            f"--set init.weights=CHECKPOINT --set init.tokenizer={path} --out RUN"
+        )
 
 
 def with_sample_trunk(config: "TrainConfig") -> "TrainConfig":

@@ -109,16 +109,26 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> TapModel
     return model.eval()
 
 
-def load_weights(model: TapModel, path: str | Path) -> None:
+def load_weights(model: TapModel, path: str | Path, *, text: bool = True) -> None:
     """Fills a model with the weights of a checkpoint; every name and shape must agree.
+
+    Args:
+        model: filled in place.
+        path: the file, or its folder.
+        text: False leaves the text decoder as it is, whatever the checkpoint's is like.
 
     Raises:
         CheckpointError: lists what is missing, unknown or of another shape.
     """
     path = checkpoint_file(path)
-    own = model.state_dict()
+
+    def wanted(name: str) -> bool:
+        return text or not name.startswith("text_decoder.")
+
+    own = {name: value for name, value in model.state_dict().items() if wanted(name)}
     with open_tensors(path) as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        names = [name for name in file.keys() if wanted(name)]  # noqa: SIM118
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         require_same_shapes({name: tuple(v.shape) for name, v in own.items()}, shapes, str(path))
         for name, value in own.items():
             value.copy_(file.get_tensor(name))

@@ -122,6 +122,8 @@ class TextConfig:
         vocab_size: rows of the token table; the tokenizer must have as many ids or fewer.
         max_seq_len: positions, among them the semantic token and BOS; 40 gives 38 new tokens.
         dropout: rate on attention probabilities and both residual branches.
+        prompt: which token of the image decoder stands before a caption: "semantic", or "mask" as
+            in the papers' ablation (TAP, table 5).
     """
 
     depth: int = 12
@@ -131,9 +133,12 @@ class TextConfig:
     vocab_size: int = 32000
     max_seq_len: int = 40
     dropout: float = 0.1
+    prompt: str = "semantic"
 
     def __post_init__(self) -> None:
         _positive(self, "depth", "embed_dim", "num_heads", "mlp_ratio", "vocab_size")
+        if self.prompt not in ("semantic", "mask"):
+            raise ConfigError(f"text.prompt must be semantic or mask, got {self.prompt!r}")
         _rate(self, "dropout")
         _divisible("text.embed_dim", self.embed_dim, "2 * num_heads", 2 * self.num_heads)
         if self.max_seq_len < 3:

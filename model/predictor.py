@@ -50,7 +50,7 @@ class Region:
         entropy: of the distribution over all concepts, nats; high where no name fits. NaN without
             a concept table.
         caption: greedy caption; None where the checkpoint has no tokenizer or none was asked for.
-        sem_token: [D] float32, prompts the text decoder.
+        sem_token: [D] float32, prompts the text decoder (unless `text.prompt` is "mask").
         sem_embed: [E] float32 visual embedding in the teacher's space, not normalised.
     """
 
@@ -263,7 +263,8 @@ class Tap:
             chosen.mask_logits[0].float(), fitted.content_hw, fitted.image_hw
         )
         sem_tokens, sem_embeds = chosen.sem_tokens[0], chosen.sem_embeds[0].float()
-        texts = self.write_captions(sem_tokens) if captions else [None] * len(sem_tokens)
+        said = self.model.caption_tokens(chosen)[0]
+        texts = self.write_captions(said) if captions else [None] * len(said)
         names, entropies = self._names(sem_embeds, top_k)
         parts = zip(
             (masks > 0).cpu().numpy(),
@@ -291,12 +292,12 @@ class Tap:
         ]
         return named, concept_entropy(log_probs).tolist()
 
-    def write_captions(self, sem_tokens: Tensor) -> list[str | None]:
-        """Greedy captions of N semantic tokens [N, D]; None each without a tokenizer."""
+    def write_captions(self, tokens: Tensor) -> list[str | None]:
+        """Greedy captions of [N, D] `TapModel.caption_tokens`; None each without a tokenizer."""
         if self.tokenizer is None:
-            return [None] * len(sem_tokens)
+            return [None] * len(tokens)
         bos_id, eos_id = self.tokenizer.bos_id, self.tokenizer.eos_id
-        ids = self.model.text_decoder.generate(sem_tokens, bos_id=bos_id, eos_id=eos_id)
+        ids = self.model.text_decoder.generate(tokens, bos_id=bos_id, eos_id=eos_id)
         lengths = caption_lengths(ids, eos_id).tolist()
         rows = zip(ids.tolist(), lengths, strict=True)
         return [self.tokenizer.decode(row[:length]) for row, length in rows]

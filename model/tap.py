@@ -116,17 +116,29 @@ class TapModel(nn.Module):
         prompts = self.prompt_encoder(points, labels)
         return self.image_decoder(image_embeddings, self.prompt_encoder.grid_code(grid_hw), prompts)
 
-    def caption_logits(self, sem_tokens: Tensor, ids: Tensor) -> Tensor:
+    def caption_tokens(self, regions: RegionOutput) -> Tensor:
+        """What prompts the text decoder: semantic or mask tokens, by `config.text.prompt`.
+
+        Args:
+            regions: all candidates, or the chosen ones.
+
+        Returns:
+            [B, P, 4, D], or [B, P, D] of chosen ones.
+        """
+        semantic = self.config.text.prompt == "semantic"
+        return regions.sem_tokens if semantic else regions.mask_tokens
+
+    def caption_logits(self, tokens: Tensor, ids: Tensor) -> Tensor:
         """Teacher-forced word logits; see `TextDecoder.forward`.
 
         Args:
-            sem_tokens: [N, D].
+            tokens: [N, D], of `caption_tokens`.
             ids: [N, L] int64, BOS first.
 
         Returns:
             [N, L, V]: position t predicts the id after `ids[:, t]`.
         """
-        return self.text_decoder(sem_tokens, ids)
+        return self.text_decoder(tokens, ids)
 
     def full_size_logits(
         self, mask_logits: Tensor, content_hw: tuple[int, int], image_hw: tuple[int, int]

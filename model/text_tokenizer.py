@@ -43,6 +43,10 @@ class TextTokenizer(ABC):
         self._content = content
         self.fingerprint = hashlib.sha256(content).hexdigest()[:16]
 
+    def __reduce__(self) -> tuple[type["TextTokenizer"], tuple[bytes]]:
+        # Loader processes get the file's bytes; the libraries' own pickles drop settings.
+        return type(self), (self._content,)
+
     @abstractmethod
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without BOS and EOS."""
@@ -51,9 +55,9 @@ class TextTokenizer(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; what follows the first EOS, and special ids, are left out."""
 
-    def save(self, folder: Path) -> Path:
-        """Writes the file, byte for byte what it was read from, and returns its path."""
-        path = folder / self.file_name
+    def save(self, path: Path) -> Path:
+        """Writes the file, or `file_name` in a folder, byte for byte as it was read; its path."""
+        path = path / self.file_name if path.is_dir() else path
         path.write_bytes(self._content)
         return path
 

@@ -93,11 +93,13 @@ class InitConfig:
         weights: a checkpoint folder or .safetensors of the same model.
         mae: a MAE ViT checkpoint for the image encoder (the papers' start).
         trunk: for the convolutional encoder: a .safetensors of the teacher's image tower.
+        tokenizer: file or folder of the captions' tokenizer; by default the one beside `weights`.
     """
 
     weights: str = ""
     mae: str = ""
     trunk: str = ""
+    tokenizer: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -27,11 +27,7 @@ from tap_engine.train.ground_truth import (
     ImageRecord,
     region_table,
 )
-from tap_engine.train.held_out import Truth
-
-OBJECT = "object"
-"""The kind of region in the sample world's truth table that has a name of its own; a part goes by
-its object's name, which often it cannot show."""
+from tap_engine.train.held_out_data import OBJECT, Truth
 
 _FEW = 1000
 """So many images are asked for by name; for more, Lance reads all rows and we choose."""
@@ -177,7 +173,9 @@ def _rows_of(table: lance.LanceDataset, records: Mapping[int, ImageRecord]) -> I
 def _named_regions(truth_table: str, category_ids: Mapping[str, int]) -> dict[tuple[int, int], int]:
     """(image_id, region_id) -> category id of every object in the truth table."""
     objects = {
-        key: name for key, (kind, name) in Truth.read(truth_table).rows.items() if kind == OBJECT
+        key: thing.concept
+        for key, thing in Truth.read(truth_table).rows.items()
+        if thing.kind == OBJECT
     }
     if unknown := set(objects.values()) - category_ids.keys():
         raise SchemaError(

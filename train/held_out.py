@@ -5,32 +5,33 @@ inscribed in it (for box prompts), and the teacher's own names (for concepts). W
 from the sample world, its truth table says what every region really is.
 """
 
-import io
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from PIL import Image
 from torch import Tensor
 
-from tap_engine.model.image_input import Rgb, to_rgb
+from tap_engine.model.image_input import Rgb
 from tap_engine.model.picture import draw_regions
 from tap_engine.model.predictor import Concept, Region, Tap
 from tap_engine.schemas import rle
-from tap_engine.schemas.boxes import xywh_to_xyxy
-from tap_engine.schemas.errors import ConfigError, SourceError
+from tap_engine.schemas.errors import ConfigError, StoreError
 from tap_engine.train.checkpoint import model_folder
 from tap_engine.train.concepts import ConceptSpace
+from tap_engine.train.held_out_captions import draw_captions, measure_captions
+from tap_engine.train.held_out_data import (
+    Truth,
+    boxes_of,
+    open_measured,
+    pixels_of,
+    stored_images,
+)
 from tap_engine.train.noise import seed_of
 from tap_engine.train.store_reader import StoredImage, StoreReader
-
-COLUMNS = ("region_id", "bbox_xywh", "rle", "embedding")
-"""What a store must hold to be measured on."""
 
 KINDS = ("all", "object", "part", "stuff")
 
@@ -46,48 +47,19 @@ class HeldOutConfig:
         store: a store that is not trained on; empty measures nothing.
         truth: its truth table (sample world), file or folder; empty compares with the teacher only.
         images: how many of its images.
+        split: as in `StreamConfig`.
         every: steps between measurements; the last step is always measured.
     """
 
     store: str = ""
     truth: str = ""
     images: int = 100
+    split: str = "val"
     every: int = 5000
 
     def __post_init__(self) -> None:
         if self.images < 1 or self.every < 1:
             raise ConfigError("held_out.images and held_out.every must be at least 1")
-
-
-@dataclass(frozen=True, slots=True)
-class Truth:
-    """What regions really are: (image_id, region_id) -> (kind, concept name)."""
-
-    rows: Mapping[tuple[int, int], tuple[str, str]]
-
-    @classmethod
-    def read(cls, path: str | Path) -> "Truth":
-        """The truth table that `tap-data sample` writes: a parquet file or a folder of them.
-
-        Raises:
-            SourceError: nothing there.
-        """
-        path = Path(path)
-        files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-        if not files or not all(file.is_file() for file in files):
-            raise SourceError(f"{path}: expected the truth table (parquet) of `tap-data sample`")
-        columns = ["image_id", "region_id", "kind", "concept"]
-        table = pa.concat_tables(pq.read_table(file, columns=columns) for file in files)
-        images, regions, kinds, concepts = (table[name].to_pylist() for name in columns)
-        return cls(
-            dict(
-                zip(
-                    zip(images, regions, strict=True),
-                    zip(kinds, concepts, strict=True),
-                    strict=True,
-                )
-            )
-        )
 
 
 @dataclass(slots=True)
@@ -152,6 +124,7 @@ def measure(
     reader: StoreReader,
     *,
     images: int,
+    split: str = "",
     truth: Truth | None = None,
 ) -> Figures:
     """Measures on the first images of a store.
@@ -159,21 +132,19 @@ def measure(
     Args:
         tap: the model with the store's concepts.
         space: the same concepts with the teacher's projection.
-        reader: the store, with `COLUMNS`.
+        reader: the store, of `open_measured`, with embeddings.
         images: how many of its images at most.
+        split: images of another split are left out; see `HeldOutConfig`.
         truth: what regions really are; without it only the teacher is compared with.
     """
     ids = {name: index for index, name in enumerate(space.names)}
     columns: dict[str, list[Numbers]] = {name: [] for name in QUESTIONS}
     kinds: list[str] = []
     count = min(images, reader.rows)
-    for stored in stored_images(reader, count):
-        known = [
-            truth.rows.get((stored.image_id, region)) if truth else None
-            for region in stored.regions["region_id"].to_pylist()
-        ]
-        kinds += [kind for kind, _ in (k or ("", "") for k in known)]
-        right = np.array([ids.get(k[1], -1) if k else -1 for k in known])
+    for stored in stored_images(reader, count, split):
+        known = truth.of(stored) if truth else [None] * len(stored.regions)
+        kinds += [k.kind if k else "" for k in known]
+        right = np.array([ids.get(k.concept, -1) if k else -1 for k in known])
         for name, values in _measure_image(tap, space, stored, right).items():
             columns[name].append(values)
     return Figures(
@@ -183,14 +154,55 @@ def measure(
     )
 
 
-def measure_checkpoint(
-    path: Path,
-    store: str,
-    *,
-    truth: str = "",
-    images: int = 100,
-    picture: Path | None = None,
-) -> Figures:
+class Report(Protocol):
+    """Figures of one kind."""
+
+    def summary(self) -> dict[str, float]:
+        """By name."""
+
+    def table(self) -> str:
+        """For people."""
+
+
+def measure_all(
+    tap: Tap,
+    reader: StoreReader,
+    config: HeldOutConfig,
+    truth: Truth | None,
+    space: ConceptSpace | None,
+) -> list[Report]:
+    """What model and store allow.
+
+    Masks and concepts where a teacher saw the store; captions where the model writes them and the
+    store or the truth table says what they should say.
+
+    Args:
+        tap: the model.
+        reader: the store, of `open_measured`.
+        config: how many images of which split.
+        truth: what regions really are, or None.
+        space: concepts of the store, or None.
+
+    Raises:
+        StoreError: nothing of that.
+    """
+    images, split = config.images, config.split
+    reports: list[Report] = []
+    if space is not None and "embedding" in reader.columns and tap.concepts is not None:
+        masks = measure(tap, space, reader, images=images, split=split, truth=truth)
+        reports += [masks] if len(masks.kinds) else []
+    if tap.tokenizer is not None:
+        captions = measure_captions(tap, reader, images=images, split=split, truth=truth)
+        reports += [captions] if captions.captions else []
+    if not reports:
+        raise StoreError(
+            f"{reader.uri}: nothing to measure in split {config.split!r}: neither embeddings of a "
+            "teacher, nor captions for a model that writes them"
+        )
+    return reports
+
+
+def measure_checkpoint(path: Path, store: str, *, truth: str = "", images: int = 100) -> Figures:
     """`measure` for a model on disk.
 
     Args:
@@ -198,21 +210,46 @@ def measure_checkpoint(
         store: store to measure on.
         truth: its truth table, or "".
         images: how many of its images at most.
-        picture: PNG to write: truth left, prediction right.
     """
-    tap = Tap.from_pretrained(model_folder(path))
-    reader = StoreReader(store, region_columns=COLUMNS)
-    space = ConceptSpace.of_store(reader)
-    tap.set_concepts(space.table())
+    tap, reader, space = _opened(path, store)
+    if space is None:
+        raise StoreError(f"{store} has no concepts: no teacher saw it")
     known = Truth.read(truth) if truth else None
-    if picture is not None:
-        draw(tap, space, reader, 4).save(picture)
     return measure(tap, space, reader, images=images, truth=known)
 
 
-def draw(tap: Tap, space: ConceptSpace, reader: StoreReader, count: int) -> Image.Image:
-    """The first images of a store one below the other, each as `pair` draws it."""
-    pairs = [pair(tap, space, stored) for stored in stored_images(reader, count)]
+def report_checkpoint(path: Path, config: HeldOutConfig, picture: Path | None) -> list[Report]:
+    """`measure_all` for a model on disk.
+
+    Args:
+        path: run folder, checkpoint folder or .safetensors.
+        config: what to measure on.
+        picture: PNG to write, or None: truth left, prediction right.
+    """
+    tap, reader, space = _opened(path, config.store)
+    truth = Truth.read(config.truth) if config.truth else None
+    if picture is not None:
+        draw(tap, space, reader, 4, config.split).save(picture)
+    return measure_all(tap, reader, config, truth, space)
+
+
+def _opened(path: Path, store: str) -> tuple[Tap, StoreReader, ConceptSpace | None]:
+    # The model names the store's concepts, where it has any.
+    tap, reader = Tap.from_pretrained(model_folder(path)), open_measured(store)
+    space = ConceptSpace.of_store(reader) if reader.has_concepts else None
+    if space is not None:
+        tap.set_concepts(space.table())
+    return tap, reader, space
+
+
+def draw(
+    tap: Tap, space: ConceptSpace | None, reader: StoreReader, count: int, split: str = ""
+) -> Image.Image:
+    """The first images of a split one below the other: masks and names, or else captions."""
+    if space is not None and "embedding" in reader.columns:
+        pairs = [pair(tap, space, stored) for stored in stored_images(reader, count, split)]
+    else:
+        pairs = [draw_captions(tap, stored) for stored in reader.first(count, split)]
     sheet = Image.new("RGB", (max(p.shape[1] for p in pairs), sum(len(p) for p in pairs)))
     top = 0
     for side_by_side in pairs:
@@ -221,29 +258,20 @@ def draw(tap: Tap, space: ConceptSpace, reader: StoreReader, count: int) -> Imag
     return sheet
 
 
-def stored_images(reader: StoreReader, count: int) -> Iterator[StoredImage]:
-    """Of the first `count` images of a store those with masks, and only the regions with one."""
-    for start in range(0, count, 16):
-        for stored in reader.read(np.arange(start, min(start + 16, count))):
-            masked = stored.regions.filter(stored.regions["rle"].is_valid())
-            if len(masked):
-                yield replace(stored, regions=masked)
-
-
 def pair(tap: Tap, space: ConceptSpace, stored: StoredImage, most: int = 12) -> Rgb:
     """One image twice: true masks with the teacher's names, and what the model makes of the boxes.
 
     Args:
         tap: the model.
         space: concepts of the store.
-        stored: an image with `COLUMNS`.
+        stored: an image of `stored_images`, with embeddings.
         most: regions shown, the largest.
 
     Returns:
         [H, 2 W, 3] uint8.
     """
-    rgb = _pixels(stored)
-    masks, boxes = _masks(stored), _boxes(stored)
+    rgb = pixels_of(stored)
+    masks, boxes = _masks(stored), boxes_of(stored)
     shown = np.argsort(-masks.sum((1, 2)))[:most]
     teacher = _teacher(space, stored)
     names, scores = teacher.exp().max(-1)[::-1]
@@ -269,8 +297,8 @@ def pair(tap: Tap, space: ConceptSpace, stored: StoredImage, most: int = 12) -> 
 def _measure_image(
     tap: Tap, space: ConceptSpace, stored: StoredImage, right: npt.NDArray[np.int64]
 ) -> dict[str, Numbers]:
-    masks, boxes = _masks(stored), _boxes(stored)
-    tap.set_image(_pixels(stored))
+    masks, boxes = _masks(stored), boxes_of(stored)
+    tap.set_image(pixels_of(stored))
     boxed = tap.predict(boxes=boxes, top_k=1, captions=False)
     points = _points(masks, stored)[:, None]
     loose = tap.predict(points=points, top_k=1, captions=False)
@@ -296,19 +324,9 @@ def _measure_image(
     }
 
 
-def _pixels(stored: StoredImage) -> Rgb:
-    with Image.open(io.BytesIO(stored.jpeg)) as file:
-        return to_rgb(file)
-
-
 def _masks(stored: StoredImage) -> Masks:
     counts = stored.regions["rle"].to_pylist()
     return np.stack([rle.decode(text, stored.size_hw) for text in counts]) > 0
-
-
-def _boxes(stored: StoredImage) -> Numbers:
-    xywh = np.stack(stored.regions["bbox_xywh"].to_numpy(zero_copy_only=False))
-    return xywh_to_xyxy(xywh).astype(np.float64)
 
 
 def _teacher(space: ConceptSpace, stored: StoredImage) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tap_engine.model.text_tokenizer import IGNORE
+
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 """The values of the focal loss paper and of the released TAP code (`layers/loss.py`)."""
 
@@ -165,3 +167,26 @@ def feature_loss(embeddings: Tensor, target: Tensor) -> Tensor:
     Source: L_feat of the TAP-v2 paper, section 3.1, plus one: the ablation's loss.
     """
     return 1 - F.cosine_similarity(embeddings.float(), target.float(), dim=-1)
+
+
+def caption_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross entropy of the next word, summed over each caption's words.
+
+    Args:
+        logits: [N, L, V], any float dtype.
+        targets: [N, L] int64, IGNORE where there is no word.
+        label_smoothing: share of the target spread evenly over all words.
+
+    Returns:
+        [N] float32, nats; 0 for a row without words.
+
+    Source: causal language modelling of the TAP paper, section 3.2.
+    """
+    found = F.cross_entropy(
+        logits.float().transpose(1, 2),
+        targets,
+        ignore_index=IGNORE,
+        reduction="none",
+        label_smoothing=label_smoothing,
+    )
+    return found.sum(-1)

@@ -1,14 +1,14 @@
 """What a step minimises: prompts, forward passes, and the weighted sum of the losses.
 
-L = L_concept + alpha L_seg (+ beta L_cap), TAP-v2 paper, section 3.1. Every term is a number per
-prompt with a flag that says whether this prompt has the term: a region without a mask has no
-segmentation loss, one without a caption no caption loss. A term is averaged over the prompts that
-have it, in the whole step over all processes, so the split over processes changes nothing.
+L = L_concept + alpha L_seg + beta L_cap, TAP-v2 paper, section 3.1. Every term is a number per
+prompt with a weight that says whether this prompt has the term: a region without a mask has no
+segmentation loss, one that no teacher saw no concept loss, one without a caption no caption loss.
+A term is averaged over the prompts that have it (L_cap over their words), in the whole step over
+all processes, so the split over processes changes nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +17,28 @@ from torch import Tensor, nn
 from tap_engine.model.image_decoder import RegionOutput
 from tap_engine.model.prompt_encoder import Label
 from tap_engine.model.tap import TapModel, route
+from tap_engine.model.text_tokenizer import IGNORE
 from tap_engine.schemas.errors import ConfigError
+from tap_engine.schemas.keys import SOURCES, unpack_image_id
 from tap_engine.train.concepts import CONCEPT_LOSSES, ConceptSpace
-from tap_engine.train.losses import balanced_bce_loss, dice_loss, focal_loss, iou_loss, mask_iou
+from tap_engine.train.losses import (
+    balanced_bce_loss,
+    caption_loss,
+    dice_loss,
+    focal_loss,
+    iou_loss,
+    mask_iou,
+)
 from tap_engine.train.prompts import PromptConfig, Prompts, first_prompts, next_prompts
 from tap_engine.train.samples import Batch
+from tap_engine.train.terms import Figures, Term, add_figure, groups
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
-    """Weights and choices of the losses; docs/decisions/0050 to 0053 give the reasons.
+    """Weights and choices of the losses; docs/decisions/0050 to 0056 give the reasons.
+
+    A part whose weight is 0 is not computed, and its columns are not read.
 
     Attributes:
         concept: weight of L_concept.
@@ -42,6 +54,8 @@ class LossConfig:
         balanced_steps: over so many steps a balanced cross entropy fades into the focal loss.
         balanced: weight of that cross entropy at the start, in the place of `focal`.
         auxiliary: weight of the concept loss on mask-pooled image features (training only).
+        caption: beta, weight of L_cap; 0 in stage 1.
+        label_smoothing: of L_cap: share of the target spread evenly over all words.
     """
 
     concept: float = 1.0
@@ -57,6 +71,8 @@ class LossConfig:
     balanced_steps: int = 0
     balanced: float = 2.0
     auxiliary: float = 0.0
+    caption: float = 0.0
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if self.concept_loss not in CONCEPT_LOSSES:
@@ -66,40 +82,19 @@ class LossConfig:
             )
         if self.supervise not in ("routed", "best"):
             raise ConfigError(f"loss.supervise must be routed or best, got {self.supervise!r}")
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError(
+                f"loss.label_smoothing must be in [0, 1), got {self.label_smoothing!r}"
+            )
 
-
-Figures = dict[str, tuple[Tensor, Tensor]]
-"""Name -> (sum, count): what adds up over passes and processes before it is divided."""
-
-
-class Term(NamedTuple):
-    """One loss of every prompt.
-
-    Attributes:
-        name: as it is logged.
-        weight: in the sum.
-        values: [B, R] float32.
-        group: which prompts have it, of `groups`.
-    """
-
-    name: str
-    weight: float
-    values: Tensor
-    group: str
-
-
-def groups(batch: Batch) -> dict[str, Tensor]:
-    """Which regions have which kinds of terms, [B, R] bool each."""
-    return {"regions": batch.valid, "masks": batch.valid & batch.has_mask}
-
-
-def count(batches: Iterable[Batch]) -> dict[str, Tensor]:
-    """How many regions each group has in all these batches, 0-d float32 each."""
-    totals: dict[str, Tensor] = {}
-    for batch in batches:
-        for name, members in groups(batch).items():
-            totals[name] = totals.get(name, 0) + members.sum(dtype=torch.float32)
-    return totals
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of `regions` with the targets of what is learned, masks and boxes apart."""
+        learns_concepts = self.concept > 0 or self.auxiliary > 0
+        return (
+            *(CONCEPT_LOSSES[self.concept_loss].columns if learns_concepts else ()),
+            *(("caption",) if self.caption > 0 else ()),
+        )
 
 
 class Objective(nn.Module):
@@ -107,20 +102,27 @@ class Objective(nn.Module):
 
     Args:
         model: the network.
-        space: concepts of the store.
+        space: concepts of the stores; None where none has any, as for captions alone.
         losses: weights.
         prompts: how prompts are drawn.
+        by_source: report the losses of each data source, too: "vg/caption".
 
     Raises:
         ConfigError: the model's semantic embedding is not as wide as the teacher's.
     """
 
     def __init__(
-        self, model: TapModel, space: ConceptSpace, losses: LossConfig, prompts: PromptConfig
+        self,
+        model: TapModel,
+        space: ConceptSpace | None,
+        losses: LossConfig,
+        prompts: PromptConfig,
+        *,
+        by_source: bool = False,
     ) -> None:
         super().__init__()
         width = model.config.decoder.sem_embed_dim
-        if width != space.embed_dim:
+        if space is not None and width != space.embed_dim:
             raise ConfigError(
                 f"model.decoder.sem_embed_dim is {width}, the store's teacher has embeddings of "
                 f"{space.embed_dim}; --set model.decoder.sem_embed_dim={space.embed_dim}"
@@ -129,9 +131,18 @@ class Objective(nn.Module):
         self.space = space
         self.losses = losses
         self.prompts = prompts
-        self.auxiliary = (
-            nn.Linear(model.config.embed_dim, space.embed_dim) if losses.auxiliary else None
-        )
+        self.by_source = by_source
+        self.auxiliary = nn.Linear(model.config.embed_dim, width) if losses.auxiliary else None
+
+    def train(self, mode: bool = True) -> "Objective":
+        """Training mode for what trains.
+
+        What is frozen stays as it is used: no dropout, no drop path, no batch statistics.
+        """
+        super().train(mode)
+        if mode:
+            _rest(self)
+        return self
 
     def forward(
         self, batch: Batch, counts: Mapping[str, Tensor], step: int
@@ -150,6 +161,7 @@ class Objective(nn.Module):
         features = self.model.encode_image(batch.images)
         loss, figures = features.new_zeros((), dtype=torch.float32), Figures()
         terms = self.auxiliary_terms(features, truth, batch)
+        sources = self.sources(batch)
         prompts = self.first_prompts(batch)
         for stage in range(self.prompts.stages):
             output = self.model.decode(features, prompts.points, prompts.labels)
@@ -159,11 +171,28 @@ class Objective(nn.Module):
             if stage + 1 < self.prompts.stages:
                 prompts = self.next_prompts(batch, prompts, chosen.mask_logits)
         for term in terms:
-            values = torch.where(members[term.group], term.values, 0.0)
+            weights = members[term.group]
+            values = torch.where(weights > 0, term.values, 0.0)
             times = 1 if term.name == "auxiliary" else self.prompts.stages
             loss = loss + term.weight / times * values.sum() / counts[term.group].clamp(min=1)
-            add_figure(figures, term.name, values, members[term.group])
+            add_figure(figures, term.name, values, weights)
+            for source, images in sources.items():
+                add_figure(figures, f"{source}/{term.name}", values, weights * images)
         return loss, figures
+
+    def sources(self, batch: Batch) -> dict[str, Tensor]:
+        """Data source -> which images of the batch are of it, [B, 1] bool.
+
+        All sources that there are: every process has to report the same figures.
+        """
+        if not self.by_source:
+            return {}
+        found = [unpack_image_id(image_id)[0] for image_id in batch.image_ids]
+        device = batch.images.device
+        return {
+            source: torch.tensor([name == source for name in found], device=device)[:, None]
+            for source in SOURCES
+        }
 
     def stage_terms(
         self, output: RegionOutput, chosen: RegionOutput, truth: Tensor, batch: Batch, step: int
@@ -177,22 +206,76 @@ class Objective(nn.Module):
             batch: for the targets.
             step: the balanced start fades with it.
         """
-        w, logits = self.losses, chosen.mask_logits
+        w, terms = self.losses, []
+        if w.segmentation > 0:
+            terms += self.mask_terms(output, chosen.mask_logits, truth, step)
+        if w.concept > 0:
+            concept = self.concept_loss(chosen.sem_embeds, batch)
+            terms.append(Term("concept", w.concept, concept, "concepts"))
+        if w.caption > 0:
+            terms += self.caption_terms(chosen, batch)
+        return terms
+
+    def mask_terms(
+        self, output: RegionOutput, logits: Tensor, truth: Tensor, step: int
+    ) -> list[Term]:
+        """L_seg; `logits` [B, R, H, W] are the supervised candidate's."""
+        w, alpha = self.losses, self.losses.segmentation
         fade = min(step / w.balanced_steps, 1.0) if w.balanced_steps else 1.0
-        alpha = w.segmentation
         focal = focal_loss(logits, truth, w.focal_alpha, w.focal_gamma)
         iou = mask_iou(output.mask_logits, truth.unsqueeze(2))
-        concept = CONCEPT_LOSSES[w.concept_loss].loss(self.space, chosen.sem_embeds, batch)
         terms = [
             Term("focal", alpha * w.focal * fade, focal, "masks"),
             Term("dice", alpha * w.dice, dice_loss(logits, truth), "masks"),
             Term("iou", alpha * w.iou, iou_loss(output.iou_pred, iou).mean(-1), "masks"),
-            Term("concept", w.concept, concept, "regions"),
         ]
         if fade < 1:
             balanced = balanced_bce_loss(logits, truth)
             terms.append(Term("balanced", alpha * w.balanced * (1 - fade), balanced, "masks"))
         return terms
+
+    def concept_loss(self, embeds: Tensor, batch: Batch) -> Tensor:
+        """[B, R] the concept loss of predicted embeddings [B, R, D].
+
+        In a batch without targets it is 0, yet a function of the embeddings: every process has the
+        same gradients to exchange.
+        """
+        assert self.space is not None, "stores with concepts are checked for when a run is opened"
+        if batch.embeddings is None and batch.concept_ids is None:
+            return 0 * embeds.sum(-1)
+        return CONCEPT_LOSSES[self.losses.concept_loss].loss(self.space, embeds, batch)
+
+    def caption_terms(self, chosen: RegionOutput, batch: Batch) -> list[Term]:
+        """L_cap of the captioned regions, and the share of next words that are right.
+
+        Only captioned regions are decoded; in a batch without any, one that counts nothing, for
+        the same reason as in `concept_loss`.
+        """
+        tokens = self.model.caption_tokens(chosen).flatten(0, 1)
+        values, right = tokens.new_zeros(2, len(tokens), dtype=torch.float32)
+        if batch.words is None:
+            words = torch.full((1, 2), IGNORE, device=tokens.device)
+            rows = torch.zeros(1, dtype=torch.int64, device=tokens.device)
+        else:
+            words = batch.words.flatten(0, 1)
+            rows = (words[:, 0] != IGNORE).nonzero().flatten()
+            rows = rows if len(rows) else rows.new_zeros(1)
+            longest = int((words[rows] != IGNORE).sum(-1).max().clamp(min=2))
+            words = words[rows, :longest]
+        ids, targets = words[:, :-1].clamp(min=0), words[:, 1:]
+        logits = self.model.caption_logits(tokens[rows], ids)
+        loss = caption_loss(logits, targets, self.losses.label_smoothing)
+        hits = ((logits.argmax(-1) == targets) & (targets != IGNORE)).sum(-1).float()
+        shape = batch.valid.shape
+        return [
+            Term(
+                "caption",
+                self.losses.caption,
+                values.index_copy(0, rows, loss).view(shape),
+                "words",
+            ),
+            Term("next_word", 0.0, right.index_copy(0, rows, hits).view(shape), "words"),
+        ]
 
     def auxiliary_terms(self, features: Tensor, truth: Tensor, batch: Batch) -> list[Term]:
         """The concept loss on image features averaged under each true mask (ours)."""
@@ -201,16 +284,19 @@ class Objective(nn.Module):
         share = F.adaptive_avg_pool2d(truth, (features.shape[-2], features.shape[-1])).flatten(2)
         share = share / share.sum(-1, keepdim=True).clamp(min=1e-6)
         pooled = share @ features.float().flatten(2).transpose(1, 2)
-        values = CONCEPT_LOSSES[self.losses.concept_loss].loss(
-            self.space, self.auxiliary(pooled), batch
-        )
-        return [Term("auxiliary", self.losses.auxiliary, values, "masks")]
+        values = self.concept_loss(self.auxiliary(pooled), batch)
+        return [Term("auxiliary", self.losses.auxiliary, values, "pooled")]
 
     @torch.no_grad()
     def choose(
         self, output: RegionOutput, truth: Tensor, has_mask: Tensor, prompts: Prompts
     ) -> Tensor:
-        """[B, R] which candidate learns: see `LossConfig.supervise` and docs/decisions/0051."""
+        """[B, R] which candidate learns: see `LossConfig.supervise` and docs/decisions/0051.
+
+        Without a mask, or where masks are not learned, the one that is used at inference.
+        """
+        if self.losses.segmentation == 0:
+            return route(output.iou_pred, prompts.labels)
         first = 1 if self.losses.supervise == "routed" else 0
         logits, target = output.mask_logits[:, :, first:], truth.unsqueeze(2)
         cost = self.losses.focal * focal_loss(
@@ -267,15 +353,22 @@ class Objective(nn.Module):
         is_box = prompts.labels[..., 0] == Label.BOX_TOP_LEFT
         add_figure(figures, "iou_box", iou, members & is_box)
         add_figure(figures, "iou_point", iou, members & ~is_box)
+        if self.losses.concept == 0 or self.space is None:
+            return None
         top = self.space.student_log_probs(chosen.sem_embeds).argmax(-1)
-        add_figure(figures, "agree", (top == self.space.teacher_top(batch)).float(), batch.valid)
+        known = batch.valid & batch.has_concepts
+        teacher = self.space.teacher_top(batch) if known.any() else top
+        return add_figure(figures, "agree", (top == teacher).float(), known)
 
 
-def add_figure(figures: Figures, name: str, values: Tensor, members: Tensor) -> None:
-    """Adds values [B, R] where `members` [B, R] to a figure."""
-    total, number = figures.get(name, (values.new_zeros(()), values.new_zeros(())))
-    picked = torch.where(members, values.detach(), 0.0)
-    figures[name] = (total + picked.sum(), number + members.sum())
+def _rest(module: nn.Module) -> None:
+    # Evaluation mode for every part that has parameters, none of which trains.
+    parameters = list(module.parameters())
+    if parameters and not any(p.requires_grad for p in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        _rest(child)
 
 
 def _by_image(flat: Prompts, batch: Batch) -> Prompts:

@@ -123,8 +123,9 @@ def next_prompts(
         first: the prompts of stage 1.
         mask_logits: [P, H, W], what the model chose for them.
         masks: [P, H, W] in [0, 1] or 0..255.
-        has_mask: [P] bool; regions without a mask get points of the predicted mask instead, as
-            TAP v1.1 does for Visual Genome.
+        has_mask: [P] bool; regions without a mask get 1 to 9 points of the predicted mask, as TAP
+            v1.1 does for Visual Genome: there is no error to correct. Where the prediction is
+            empty, they keep the prompts of stage 1 (docs/decisions/0055).
         image_px: side of the network's input.
         config: shares and counts.
 
@@ -136,7 +137,7 @@ def next_prompts(
     predicted = mask_logits > 0
     truth = torch.where(has_mask[:, None, None], _inside(masks), predicted)
     more, more_labels = _error_points(seeds, predicted, truth, extra, image_px)
-    count = 1 + (uniform(seeds, 2, 1) * extra).floor()
+    count = (1 + (uniform(seeds, 2, 1) * extra).floor()) * has_mask[:, None]
     corrected = _joined(first, Prompts(more, _keep(more_labels, count)))
 
     free = pick_points(seeds, truth, config.max_points, image_px, stream=5)
@@ -145,7 +146,8 @@ def next_prompts(
     pad = Prompts(torch.zeros_like(free[:, :1]), torch.full_like(free_labels[:, :1], PADDING))
     fresh = _joined(Prompts(free, free_labels), pad)
 
-    chosen = uniform(seeds, 7, 1)[:, 0] < config.free_share
+    chosen = (uniform(seeds, 7, 1)[:, 0] < config.free_share) | ~has_mask
+    chosen &= has_mask | predicted.flatten(1).any(1)
     return Prompts(
         torch.where(chosen[:, None, None], fresh.points, corrected.points),
         torch.where(chosen[:, None], fresh.labels, corrected.labels),

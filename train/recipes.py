@@ -6,8 +6,9 @@ any of them.
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
-from tap_engine.model.config import preset
+from tap_engine.model.config import TapConfig, preset
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.train.augment import AugmentConfig
 from tap_engine.train.checkpoint import CheckpointConfig
@@ -50,6 +51,71 @@ def vit_b_stage1() -> TrainConfig:
 def vit_l_stage1() -> TrainConfig:
     """TAP-L, 180,000 steps (TAP-v2 paper; the released v1.1). The first paper's is 90,000."""
     return _stage1("vit_l_stage1", "tap-l", 180_000)
+
+
+def _stage2(base: TrainConfig, name: str, steps: int) -> TrainConfig:
+    """Pre-training on CaptionSA-400M: --set init.weights=STAGE1 --set stream.mixture=PLAN.
+
+    TAP-v2 paper: L_concept + 5 L_seg + L_cap (section 3.1); base rate 1e-4, 45k iterations, batch
+    256 over 256 GPUs, scale jitter 0.5 to 2.0, dropout 0.4 in the text decoder (section 4.1). Ours:
+    no flip, which would make "left of" wrong; the short warm-up (docs/decisions/0055).
+    """
+    return replace(
+        base,
+        recipe=name,
+        model=_with_text(base.model, dropout=0.4),
+        init=InitConfig(),
+        augment=replace(base.augment, flip=0.0),
+        loss=replace(base.loss, concept=1.0, segmentation=5.0, caption=1.0, balanced_steps=0),
+        optim=replace(base.optim, rate=base.optim.rate / 10, warmup_steps=100, rate_factors={}),
+        train=replace(base.train, steps=steps),
+    )
+
+
+def vit_b_stage2() -> TrainConfig:
+    """TAP-B on CaptionSA-400M, 45,000 steps (TAP-v2 paper): concepts, masks and captions."""
+    return _stage2(vit_b_stage1(), "vit_b_stage2", 45_000)
+
+
+def vit_l_stage2() -> TrainConfig:
+    """TAP-L on CaptionSA-400M, 45,000 steps (TAP-v2 paper): concepts, masks and captions."""
+    return _stage2(vit_l_stage1(), "vit_l_stage2", 45_000)
+
+
+def _caption(base: TrainConfig, name: str, steps: int) -> TrainConfig:
+    """The text decoder alone on Visual Genome: --set init.weights=CHECKPOINT, all else frozen.
+
+    Both papers, section 4.1: no augmentation, batch 64, base rate 1e-3, weight decay 0.1, text
+    dropout 0.4 (TAP-v2; the first paper's is 0.3), context 40. Steps: TAP-v2 60k (50 epochs) after
+    stage 1, and 36k at --set optim.rate=1e-4 after stage 2; the first paper 30k. Prompts as in
+    v1.1: the box, then points of the mask predicted for it (--set prompts.stages=1: boxes alone,
+    as v1.0). Ours: warm-up and clipping (docs/decisions/0056).
+    """
+    return replace(
+        base,
+        recipe=name,
+        model=_with_text(base.model, dropout=0.4),
+        init=InitConfig(),
+        augment=AugmentConfig(),
+        loss=replace(base.loss, concept=0.0, segmentation=0.0, auxiliary=0.0, caption=1.0),
+        optim=replace(
+            base.optim,
+            rate=1e-3,
+            rate_batch=64,
+            rate_factors={"": 0.0, "text_decoder": 1.0},
+        ),
+        train=replace(base.train, steps=steps, batch=64, recompute=False),
+    )
+
+
+def vit_b_caption() -> TrainConfig:
+    """Captions of a frozen TAP-B, 60,000 steps of Visual Genome (TAP-v2 paper)."""
+    return _caption(vit_b_stage1(), "vit_b_caption", 60_000)
+
+
+def vit_l_caption() -> TrainConfig:
+    """Captions of a frozen TAP-L, 60,000 steps of Visual Genome (TAP-v2 paper)."""
+    return _caption(vit_l_stage1(), "vit_l_caption", 60_000)
 
 
 def sample() -> TrainConfig:
@@ -97,8 +163,45 @@ def smoke() -> TrainConfig:
     )
 
 
+def sample_stage2() -> TrainConfig:
+    """The tiny model on a plan of the sample world: concepts, masks and captions."""
+    return _stage2(sample(), "sample_stage2", 2_000)
+
+
+def sample_caption() -> TrainConfig:
+    """Captions of the frozen tiny model on the sample world: minutes on one CPU core.
+
+    Boxes are learned alone, a step in four of the papers' size, and dropout is low: the scenes
+    are many and simple (docs/decisions/0056).
+    """
+    base = _caption(sample(), "sample_caption", 3_000)
+    return replace(
+        base,
+        model=_with_text(base.model, dropout=0.1),
+        prompts=replace(base.prompts, stages=1, box_share=1.0),
+        optim=replace(base.optim, rate_batch=16, warmup_steps=100),
+        train=replace(base.train, batch=16, images=16),
+    )
+
+
+def _with_text(model: TapConfig, **changes: Any) -> TapConfig:
+    return replace(model, text=replace(model.text, **changes))
+
+
 RECIPES: Mapping[str, Callable[[], TrainConfig]] = {
-    recipe.__name__: recipe for recipe in (vit_b_stage1, vit_l_stage1, sample, smoke)
+    recipe.__name__: recipe
+    for recipe in (
+        vit_b_stage1,
+        vit_l_stage1,
+        vit_b_stage2,
+        vit_l_stage2,
+        vit_b_caption,
+        vit_l_caption,
+        sample,
+        sample_stage2,
+        sample_caption,
+        smoke,
+    )
 }
 
 

@@ -132,8 +132,9 @@ class TapRegions:
         else:
             logits = chosen.mask_logits[0].unsqueeze(1)[:, : int(wanted.mask)]
         masks = self._full_size(logits.float(), image)
+        said = model.caption_tokens(chosen)
         width_wanted = None if wanted.embedding else 0
-        captions = self.tap.write_captions(chosen.sem_tokens[0]) if wanted.caption else []
+        captions = self.tap.write_captions(said[0]) if wanted.caption else []
         return Predicted(
             iou=out.iou_pred[0].float().cpu().numpy(),
             chosen=candidate[0].cpu().numpy(),

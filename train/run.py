@@ -16,37 +16,35 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tap_engine.model.checkpoint import ModelCard, load_weights, save_model
 from tap_engine.model.concepts import FILE_NAME as CONCEPTS_FILE
-from tap_engine.model.convnet_encoder import ConvnetEncoder
-from tap_engine.model.encoder_start import initialise_encoder
-from tap_engine.model.image_encoder import VitEncoder
+from tap_engine.model.concepts import ConceptTable
 from tap_engine.model.predictor import Tap
 from tap_engine.model.tap import TapModel
-from tap_engine.schemas.errors import CheckpointError, ConfigError
+from tap_engine.model.text_tokenizer import TextTokenizer
+from tap_engine.schemas.errors import CheckpointError
 from tap_engine.schemas.provenance import software
 from tap_engine.train import distributed
 from tap_engine.train.checkpoint import (
     find_checkpoint,
     load_optimizer,
-    model_folder,
     optimizer_tensors,
     read_state,
     read_tensors,
     save_checkpoint,
 )
-from tap_engine.train.concepts import CONCEPT_LOSSES, ConceptSpace
+from tap_engine.train.concepts import ConceptSpace
 from tap_engine.train.config import TrainConfig, differences
 from tap_engine.train.distributed import Process
-from tap_engine.train.held_out import COLUMNS as MEASURED_COLUMNS
-from tap_engine.train.held_out import Truth, draw, measure
+from tap_engine.train.held_out import draw, measure_all
+from tap_engine.train.held_out_data import Truth, open_measured
 from tap_engine.train.objective import Objective
 from tap_engine.train.optim import OptimConfig, make_optimizer, rate_factor, update_ema
 from tap_engine.train.run_log import RunLog
 from tap_engine.train.samples import Batch, SampleConfig
+from tap_engine.train.start import initial_model, names_of, tokenizer_of
 from tap_engine.train.store_reader import StoreReader
 from tap_engine.train.stream import Share, Stream
 
@@ -66,6 +64,8 @@ class Run:
         optimizer, scaler: as torch has them.
         average: moving average of the model's state, or None.
         log: reports.
+        names: concepts that go with the model, or None.
+        tokenizer: of its captions, or None.
         viewed: the store that is measured on and drawn: the held-out one, or the first.
         step: steps done.
         consumed: images of the stream consumed.
@@ -82,6 +82,8 @@ class Run:
     scaler: torch.amp.GradScaler
     average: dict[str, Tensor] | None
     log: RunLog
+    names: ConceptTable | None
+    tokenizer: TextTokenizer | None
     viewed: StoreReader
     step: int = 0
     consumed: int = 0
@@ -125,11 +127,11 @@ class Run:
             own = _copies(self.model)
             self.model.load_state_dict(self.average)
         try:
-            yield Tap(self.model, concept_table=self.objective.space.table())
+            yield Tap(self.model, concept_table=self.names, tokenizer=self.tokenizer)
         finally:
             if own is not None:
                 self.model.load_state_dict(own)
-            self.model.train()
+            self.objective.train()
 
     def measure(self) -> None:
         """Reports figures on the held-out store, where there is one."""
@@ -138,18 +140,17 @@ class Run:
             return
         truth = Truth.read(config.truth) if config.truth else None
         with self.in_use() as tap:
-            figures = measure(
-                tap, self.objective.space, self.viewed, images=config.images, truth=truth
-            )
-        self.log.measured(self.step, figures.summary())
-        self.log.say(figures.table())
+            reports = measure_all(tap, self.viewed, config, truth, self.objective.space)
+        self.log.measured(self.step, {k: v for r in reports for k, v in r.summary().items()})
+        for report in reports:
+            self.log.say(report.table())
 
     def draw(self) -> None:
         """Saves a picture of held-out (or else training) images: truth left, prediction right."""
         if not self.process.is_main:
             return
         with self.in_use() as tap:
-            sheet = draw(tap, self.objective.space, self.viewed, 4)
+            sheet = draw(tap, self.objective.space, self.viewed, 4, self.config.held_out.split)
         self.log.picture(self.step, sheet)
 
     def save(self) -> Path | None:
@@ -203,12 +204,16 @@ class Run:
             self.log.say("settings that changed: " + "; ".join(changed))
 
     def _write_model(self, folder: Path) -> None:
-        concepts = self.objective.space.table()
-        concepts.save(folder / CONCEPTS_FILE)
+        concepts, words = self.names, self.tokenizer
+        if concepts is not None:
+            concepts.save(folder / CONCEPTS_FILE)
+        if words is not None:
+            words.save(folder)
         card = ModelCard(
             config=self.config.model,
-            vocabulary=concepts.fingerprint,
-            logit_scale=concepts.logit_scale,
+            tokenizer=words.fingerprint if words is not None else None,
+            vocabulary=concepts.fingerprint if concepts is not None else None,
+            logit_scale=concepts.logit_scale if concepts is not None else None,
             about={"recipe": self.config.recipe, "step": self.step, "software": software()},
         )
         save_model(folder, self.average or self.model.state_dict(), card)
@@ -248,18 +253,27 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
     before = read_state(checkpoint) if checkpoint is not None else None
     versions = before["stream"]["versions"] if before else None
     # One process finds out where units lie; the others are told.
-    samples = sample_config(config)
+    tokenizer = tokenizer_of(config, checkpoint)
+    samples = sample_config(config, tokenizer)
     stream = distributed.from_main(lambda: Stream(config.stream, samples, versions))
-    space = ConceptSpace.of_stores(stream.readers, config.loss.logit_scale)
+    taught = [r for r in stream.readers if r.has_concepts]
+    space = ConceptSpace.of_stores(taught, config.loss.logit_scale) if taught else None
 
     torch.manual_seed(config.train.seed)
-    model, notes = initial_model(config)
-    objective = Objective(model, space, config.loss, config.prompts).to(process.device)
+    model, notes = initial_model(config, tokenizer)
+    objective = Objective(
+        model,
+        space,
+        config.loss,
+        config.prompts,
+        by_source=len(stream.readers) > 1,
+    ).to(process.device)
     model.sync_batch_norm()
     model.set_activation_checkpointing(config.train.recompute)
     if config.train.channels_last:
         model.image_encoder.to(memory_format=torch.channels_last)
     freeze(objective, config.optim)
+    objective.train()
     optimizer = make_optimizer(objective, config.optim)
     if config.train.compile:
         model.compile_parts()
@@ -282,10 +296,10 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
             steps=config.train.steps,
             active=process.is_main,
         ),
-        viewed=StoreReader(
-            config.held_out.store or config.stream.stores[0],
-            region_columns=MEASURED_COLUMNS,
-            storage_options=config.stream.options,
+        names=names_of(config, space),
+        tokenizer=tokenizer,
+        viewed=open_measured(
+            config.held_out.store or config.stream.stores[0], config.stream.options
         ),
     )
     if checkpoint is not None:
@@ -296,36 +310,7 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
     return run
 
 
-def initial_model(config: TrainConfig) -> tuple[TapModel, list[str]]:
-    """The network with its starting weights, and what was loaded; seed torch first.
-
-    Raises:
-        ConfigError: a start that is for the other kind of image encoder.
-        CheckpointError: weights of another model.
-    """
-    model, init, notes = TapModel(config.model), config.init, []
-    encoder = model.image_encoder
-    if init.mae:
-        if not isinstance(encoder, VitEncoder):
-            raise ConfigError("init.mae is for the ViT encoders (models tap-b, tap-l, ...)")
-        notes.append(f"{init.mae}: {initialise_encoder(encoder, init.mae)}")
-    if init.trunk:
-        if not isinstance(encoder, ConvnetEncoder):
-            raise ConfigError("init.trunk is for the convolutional encoder (model tiny)")
-        tower = {
-            name.removeprefix("visual."): value.float()
-            for name, value in load_file(init.trunk).items()
-            if name.startswith("visual.")
-        }
-        encoder.load_trunk(tower)
-        notes.append(f"{init.trunk}: trunk set")
-    if init.weights:
-        load_weights(model, model_folder(Path(init.weights)))
-        notes.append(f"{init.weights}: all weights set")
-    return model, notes
-
-
-def sample_config(config: TrainConfig) -> SampleConfig:
+def sample_config(config: TrainConfig, tokenizer: TextTokenizer | None = None) -> SampleConfig:
     """What the stream has to make of an image for this run."""
     return SampleConfig(
         image_px=config.model.image_size,
@@ -333,9 +318,11 @@ def sample_config(config: TrainConfig) -> SampleConfig:
         regions=config.prompts.per_image,
         soft_masks=config.stream.soft_masks,
         fill_rgb=tuple(int(v) for v in reversed(config.model.pixel_mean)),  # type: ignore[arg-type]
-        columns=CONCEPT_LOSSES[config.loss.concept_loss].columns,
+        columns=config.loss.columns,
         augment=config.augment,
         seed=config.train.seed,
+        tokenizer=tokenizer,
+        positions=config.model.text.max_seq_len,
     )
 
 
@@ -383,10 +370,13 @@ def describe(run: Run, notes: list[str]) -> None:
         f"{process.device.type}, {config.train.precision}\n"
         f"{config.train.steps:,} steps of {batch} images ({run.share.images} x "
         f"{run.share.accumulate} x {process.world} processes), {epochs:.2f} epochs of "
-        f"{run.stream.epoch_images:,} images; {rate}\n"
-        f"concepts: {len(run.objective.space.names):,}, logit scale "
-        f"{run.objective.space.logit_scale:.1f}; run folder {run.folder}"
+        f"{run.stream.epoch_images:,} images; {rate}"
     )
+    if run.names is not None:
+        run.log.say(f"concepts: {len(run.names.names):,}, logit scale {run.names.logit_scale:.1f}")
+    if run.tokenizer is not None:
+        run.log.say(f"captions: {run.tokenizer.vocab_size:,} ids of {run.tokenizer.fingerprint}")
+    run.log.say(f"run folder {run.folder}")
 
 
 def _copies(model: nn.Module) -> dict[str, Tensor]:

@@ -17,7 +17,18 @@ from tap_engine.schemas.errors import ConfigError
 
 FILE = "log.jsonl"
 
-_SHOWN = ("loss", "concept", "focal", "dice", "iou_box", "iou_point", "iou_next", "agree")
+_SHOWN = (
+    "loss",
+    "concept",
+    "focal",
+    "dice",
+    "caption",
+    "iou_box",
+    "iou_point",
+    "iou_next",
+    "agree",
+    "next_word",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

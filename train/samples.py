@@ -17,6 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from tap_engine.model.text_tokenizer import IGNORE, TextTokenizer, caption_batch
 from tap_engine.schemas import rle
 from tap_engine.schemas.boxes import xywh_to_xyxy
 from tap_engine.schemas.errors import SchemaError
@@ -42,6 +43,8 @@ class SampleConfig:
         columns: columns of `regions` that become targets.
         augment: what is varied.
         seed: of the run.
+        tokenizer: of captions; needed if they are among the columns.
+        positions: of the text decoder (`TextConfig.max_seq_len`); longer captions are cut.
     """
 
     image_px: int
@@ -52,6 +55,8 @@ class SampleConfig:
     columns: tuple[str, ...]
     augment: AugmentConfig
     seed: int
+    tokenizer: TextTokenizer | None = None
+    positions: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -66,10 +71,12 @@ class Sample:
         boxes_xyxy: [R, 4] float32, px of the input.
         keys: [R] int64.
         seeds: [R] int64, for whatever is drawn for a region.
-        embeddings: [R, D] float16, the teacher's.
-        concept_ids: [R, K] int64.
-        concept_probs: [R, K] float16.
-        captions: [R] strings or None.
+        has_concepts: [R] bool: the teacher saw the region; elsewhere the next three are 0.
+        embeddings: [R, D] float16, the teacher's; None where the store has none.
+        concept_ids: [R, K] int64, likewise.
+        concept_probs: [R, K] float16, likewise.
+        words: [R, L] int64: BOS, the caption's ids, EOS, then IGNORE; all IGNORE where the region
+            has no caption.
         problem: why the image has no regions, if it could not be read.
     """
 
@@ -80,10 +87,11 @@ class Sample:
     boxes_xyxy: Array
     keys: Array
     seeds: Array
+    has_concepts: Array
     embeddings: Array | None = None
     concept_ids: Array | None = None
     concept_probs: Array | None = None
-    captions: list[str | None] | None = None
+    words: Array | None = None
     problem: str | None = None
 
 
@@ -94,11 +102,10 @@ class Batch:
     Attributes:
         images: [B, 3, S, S] uint8 RGB, channels last in memory.
         valid: [B, R] bool, False where padded.
-        captions: [B] lists of [R'] strings or None, not padded; None if not asked for.
         image_ids: [B] ints.
         problems: what could not be read, a line each.
 
-    The other fields are those of `Sample` with a leading [B]; padding is zero.
+    The other fields are those of `Sample` with a leading [B]; padding is zero, and IGNORE in words.
     """
 
     images: Tensor
@@ -108,10 +115,11 @@ class Batch:
     keys: Tensor
     seeds: Tensor
     valid: Tensor
+    has_concepts: Tensor
     embeddings: Tensor | None
     concept_ids: Tensor | None
     concept_probs: Tensor | None
-    captions: list[list[str | None]] | None
+    words: Tensor | None
     image_ids: list[int]
     problems: list[str]
 
@@ -134,9 +142,11 @@ _PADDED = (
     "boxes_xyxy",
     "keys",
     "seeds",
+    "has_concepts",
     "embeddings",
     "concept_ids",
     "concept_probs",
+    "words",
 )
 
 
@@ -188,15 +198,20 @@ def make_sample(stored: StoredImage, epoch: int, config: SampleConfig) -> Sample
         boxes_xyxy=boxes[chosen],
         keys=keys,
         seeds=(mix(config.seed, epoch, keys) >> np.uint64(1)).astype(np.int64),
+        has_concepts=np.zeros(len(rows), bool),
         problem=problem,
     )
-    if "embedding" in config.columns:
+    # A store that no teacher saw lacks these columns.
+    present = set(config.columns) & set(table.column_names)
+    if "embedding" in present:
         sample.embeddings = _vectors(table, "embedding")
-    if "concept_ids" in config.columns:
+        sample.has_concepts = np.asarray(table["embedding"].is_valid())
+    if "concept_ids" in present:
         sample.concept_ids = _vectors(table, "concept_ids").astype(np.int64)
         sample.concept_probs = _vectors(table, "concept_probs")
-    if "caption" in config.columns:
-        sample.captions = table["caption"].to_pylist()
+        sample.has_concepts = np.asarray(table["concept_ids"].is_valid())
+    if "caption" in present:
+        sample.words = _words(table["caption"].to_pylist(), config)
     return sample
 
 
@@ -207,11 +222,14 @@ def collate(samples: Iterable[Sample]) -> Batch:
 
     def padded(name: str) -> Tensor | None:
         arrays = [getattr(s, name) for s in samples]
-        if arrays[0] is None:
+        like = next((array for array in arrays if array is not None), None)
+        if like is None:
             return None
-        out = np.zeros((len(arrays), most, *arrays[0].shape[1:]), arrays[0].dtype)
+        fill = IGNORE if name == "words" else 0
+        out = np.full((len(arrays), most, *like.shape[1:]), fill, like.dtype)
         for row, array in zip(out, arrays, strict=True):
-            row[: len(array)] = array
+            if array is not None:
+                row[: len(array)] = array
         return torch.from_numpy(out)
 
     valid = torch.zeros(len(samples), most, dtype=torch.bool)
@@ -221,7 +239,6 @@ def collate(samples: Iterable[Sample]) -> Batch:
     return Batch(
         images=torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2),
         valid=valid,
-        captions=None if samples[0].captions is None else [s.captions or [] for s in samples],
         image_ids=[s.image_id for s in samples],
         problems=[s.problem for s in samples if s.problem is not None],
         **fields,  # type: ignore[arg-type]
@@ -229,12 +246,30 @@ def collate(samples: Iterable[Sample]) -> Batch:
 
 
 def _vectors(table: pa.Table, name: str) -> npt.NDArray[Any]:
-    # [N, width] of a fixed-size-list column.
+    # [N, width] of a fixed-size-list column; 0 where it is null, which flatten leaves out.
     column = table[name]
     values = pa.concat_arrays(
         [chunk.flatten() for chunk in column.chunks] or [pa.array([], column.type.value_type)]
     )
-    return values.to_numpy(zero_copy_only=False).reshape(len(column), column.type.list_size)
+    found = values.to_numpy(zero_copy_only=False).reshape(-1, column.type.list_size)
+    if not column.null_count:
+        return found
+    out = np.zeros((len(column), column.type.list_size), found.dtype)
+    out[np.asarray(column.is_valid())] = found
+    return out
+
+
+def _words(captions: list[str | None], config: SampleConfig) -> npt.NDArray[np.int64]:
+    # [N, positions]: see `Sample.words`.
+    assert config.tokenizer is not None, "captions need a tokenizer"
+    out = np.full((len(captions), config.positions), IGNORE, np.int64)
+    rows = [row for row, text in enumerate(captions) if text]
+    if rows:
+        texts = [captions[row] or "" for row in rows]
+        _, targets = caption_batch(config.tokenizer, texts, config.positions)
+        out[rows, 0] = config.tokenizer.bos_id
+        out[rows, 1 : targets.shape[1] + 1] = targets.numpy()
+    return out
 
 
 def _enough(cover: npt.NDArray[np.float32], soft: bool) -> bool:

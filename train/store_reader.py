@@ -6,13 +6,14 @@ back is checked against the keys. Only a start row per unit is kept in memory.
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from tap_engine.schemas.errors import StoreError
 from tap_engine.schemas.keys import ORDINAL_BITS
@@ -42,6 +43,14 @@ class StoredImage:
     regions: pa.Table
 
 
+def lacking(what: str, columns: Iterable[str]) -> str:
+    """The message about columns of `regions` that are needed and not there."""
+    return (
+        f"{what} columns {sorted(columns)}, which these settings need; `tap-data inspect` shows "
+        "what was built"
+    )
+
+
 class _Blocks(NamedTuple):
     """Where units lie in a table: block i has rows starts[i] up to starts[i + 1]."""
 
@@ -58,6 +67,8 @@ class StoreReader:
     Args:
         uri: the store: a folder or an object-store prefix.
         region_columns: columns of `regions` to read; `key` is always among them.
+        optional_columns: columns to read where the store has them; captioned stores that no
+            teacher saw have no embedding.
         storage_options: for object stores, as Lance takes them; the usual environment variables
             work without.
         versions: table versions to open, of `versions` of an earlier run; the newest by default.
@@ -71,23 +82,22 @@ class StoreReader:
         uri: str,
         *,
         region_columns: Sequence[str],
+        optional_columns: Sequence[str] = (),
         storage_options: Mapping[str, str] | None = None,
         versions: Mapping[str, int] | None = None,
     ) -> None:
         self.uri = uri
-        self._columns = list(dict.fromkeys(["key", *region_columns]))
         self._options = dict(storage_options or {})
         self.versions = dict(versions or {})
         self._tables: dict[str, Any] = {}
         self._offsets: OrderedDict[int, tuple[Index, Index]] = OrderedDict()
         for name in (IMAGES, REGIONS):
             self.versions[name] = self._table(name).version
-        missing = set(self._columns) - set(self._table(REGIONS).schema.names)
-        if missing:
-            raise StoreError(
-                f"{table_uri(uri, REGIONS)} lacks columns {sorted(missing)}, which these settings "
-                "need; `tap-data inspect` shows what was built"
-            )
+        stored = self._table(REGIONS).schema.names
+        if missing := set(region_columns) - set(stored):
+            raise StoreError(lacking(f"{table_uri(uri, REGIONS)} lacks", missing))
+        present = [name for name in optional_columns if name in stored]
+        self.columns = tuple(dict.fromkeys(["key", *region_columns, *present]))
         self._images = self._blocks(IMAGES)
         self._regions = self._blocks(REGIONS)
         self.rows = int(self._images.starts[-1])
@@ -126,7 +136,7 @@ class StoreReader:
         picked = np.concatenate([np.arange(low, high) for low, high in spans])
         # Rows sorted in the table's order are read in one sweep.
         sweep = np.argsort(picked, kind="stable")
-        table = self._table(REGIONS).take(picked[sweep], columns=self._columns)
+        table = self._table(REGIONS).take(picked[sweep], columns=list(self.columns))
         table = table.take(np.argsort(sweep, kind="stable"))
         keys = table["key"].to_numpy()
         out: list[StoredImage | None] = [None] * len(wanted)
@@ -147,6 +157,45 @@ class StoreReader:
             )
             start = end
         return [image for image in out if image is not None]
+
+    @property
+    def has_concepts(self) -> bool:
+        """Whether a teacher saw its regions; a captioned store may do without."""
+        names = self._table(REGIONS).schema.names
+        return "embedding" in names or "concept_ids" in names
+
+    def first(self, count: int, split: str = "") -> Iterator[StoredImage]:
+        """The first images of a split, as they lie; of all where `split` is empty."""
+        rows = self.split_rows(split) if split else None
+        rows = np.arange(self.rows) if rows is None else rows
+        for start in range(0, min(count, len(rows)), 16):
+            yield from self.read(rows[start : min(start + 16, count)])
+
+    def rows_of(self, image_ids: Index) -> Index:
+        """Row of `images` of each image, -1 where it is not in this store.
+
+        Args:
+            image_ids: [N] sorted. The ids of all images are read, one batch in memory.
+        """
+        rows = np.full(len(image_ids), -1, np.int64)
+        start = 0
+        for batch in self._table(IMAGES).to_batches(columns=["image_id"], batch_size=1 << 16):
+            ids = batch.column(0).to_numpy()
+            at = np.searchsorted(image_ids, ids)
+            known = np.flatnonzero(at < len(image_ids))
+            known = known[image_ids[at[known]] == ids[known]]
+            rows[at[known]] = start + known
+            start += len(ids)
+        return rows
+
+    def split_rows(self, split: str) -> Index | None:
+        """Rows of `images` of this split; None where no image of the store has a split."""
+        if "split" not in self._table(IMAGES).schema.names:
+            return None
+        column = self._table(IMAGES).to_table(columns=["split"])["split"]
+        if column.null_count == len(column):
+            return None
+        return np.flatnonzero(pc.fill_null(pc.equal(column, split), False).to_numpy())
 
     def concepts(self) -> pa.Table:
         """The `concepts` table: names, source and target embeddings."""

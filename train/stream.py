@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from tap_engine.schemas.errors import CheckpointError, ConfigError
+from tap_engine.schemas.errors import CheckpointError, ConfigError, StoreError
 from tap_engine.train.noise import seed_of
 from tap_engine.train.order import Index, Mixture, Order
 from tap_engine.train.samples import (
@@ -25,7 +25,8 @@ from tap_engine.train.samples import (
     collate,
     make_sample,
 )
-from tap_engine.train.store_reader import StoredImage, StoreReader
+from tap_engine.train.selection import Turns, planned_rows
+from tap_engine.train.store_reader import StoredImage, StoreReader, lacking
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,11 @@ class StreamConfig:
         soft_masks: mask targets are the share of each mask pixel that is covered; else 0 or 1.
         shuffle: False reads in the tables' own order.
         first_images: use only so many images of each store; 0 uses all.
+        split: images whose `split` column does not name this one are left out, but for stores
+            where no image has a split. Empty uses all.
+        mixture: a plan of `tap-data mix` for these stores: only its images are drawn, an epoch is
+            one subset.
+        subset: of the plan; None takes all in turn (docs/decisions/0055).
         run_rows: consecutive images that are read together.
         mixed_runs: runs that are interleaved. For many processes make it a multiple of global
             batch x loader workers: each then reads whole runs.
@@ -55,6 +61,9 @@ class StreamConfig:
     soft_masks: bool = False
     shuffle: bool = True
     first_images: int = 0
+    split: str = "train"
+    mixture: str = ""
+    subset: int | None = None
     run_rows: int = 8
     mixed_runs: int = 64
     read_ahead: int = 64
@@ -72,6 +81,11 @@ class StreamConfig:
                 raise ConfigError(f"stream.{name} must be at least 1, got {getattr(self, name)}")
         if self.workers < 0:
             raise ConfigError(f"stream.workers must not be negative, got {self.workers}")
+        if self.mixture and (self.weights or self.first_images):
+            raise ConfigError(
+                "stream.mixture says which images are drawn and how often: stream.weights and "
+                "stream.first_images must be empty and 0"
+            )
         for option in self.storage_options:
             if "=" not in option:
                 raise ConfigError(f"stream.storage_options are name=value, got {option!r}")
@@ -135,32 +149,75 @@ class Stream:
         self.readers = [
             StoreReader(
                 uri,
-                region_columns=(*REGION_COLUMNS, *samples.columns),
+                region_columns=REGION_COLUMNS,
+                optional_columns=samples.columns,
                 storage_options=config.options,
                 versions=versions[i] if versions else None,
             )
             for i, uri in enumerate(config.stores)
         ]
-        limit = config.first_images
-        rows = [min(limit, reader.rows) if limit else reader.rows for reader in self.readers]
-        self.rows = rows
-        # Unweighted stores are one long table; weighted ones each have an order of their own.
-        self._starts = np.cumsum([0, *rows])
+        have = {name for reader in self.readers for name in reader.columns}
+        if missing := set(samples.columns) - have:
+            raise StoreError(lacking(f"no store ({', '.join(config.stores)}) has", missing))
+        self._starts = np.cumsum([0, *(reader.rows for reader in self.readers)])
         self._mixture = Mixture.of_weights(config.weights or (1.0,), samples.seed)
-        self._orders = [
-            Order(
-                rows=n,
-                run_rows=min(config.run_rows, n),
-                mixed_runs=config.mixed_runs,
-                seed=seed_of(samples.seed, i),
-                shuffle=config.shuffle,
-            )
-            for i, n in enumerate(rows if config.weights else [sum(rows)])
+        if config.mixture:
+            lists = planned_rows(config.mixture, config.subset, self.readers, config.options)
+            self.rows = [len(rows) for rows in lists]
+            self._orders: list[Order | Turns] = [self._turns(0, lists)]
+            return
+        chosen = [self._chosen(reader) for reader in self.readers]
+        self.rows = [
+            reader.rows if rows is None else len(rows)
+            for reader, rows in zip(self.readers, chosen, strict=True)
         ]
+        # Unweighted stores are one long table; weighted ones each have an order of their own.
+        parts = [[i] for i in range(len(chosen))] if config.weights else [list(range(len(chosen)))]
+        self._orders = [self._order(i, part, chosen) for i, part in enumerate(parts)]
+
+    def _chosen(self, reader: StoreReader) -> Index | None:
+        # Rows of the split and below the limit; None where that is all of them.
+        rows = reader.split_rows(self.config.split) if self.config.split else None
+        if rows is not None and not len(rows):
+            raise StoreError(
+                f"{reader.uri} has no image of split {self.config.split!r}; "
+                "--set stream.split= takes all"
+            )
+        limit = self.config.first_images
+        if not limit or limit >= (reader.rows if rows is None else len(rows)):
+            return rows
+        return np.arange(limit) if rows is None else rows[:limit]
+
+    def _order(self, number: int, part: list[int], chosen: list[Index | None]) -> Order | Turns:
+        if all(chosen[i] is None for i in part):
+            rows = sum(self.readers[i].rows for i in part)
+            return Order(
+                rows=rows,
+                run_rows=min(self.config.run_rows, rows),
+                mixed_runs=self.config.mixed_runs,
+                seed=seed_of(self.samples.seed, number),
+                shuffle=self.config.shuffle,
+            )
+        found = []
+        for i in part:
+            rows_of_store = chosen[i]
+            if rows_of_store is None:
+                rows_of_store = np.arange(self.readers[i].rows)
+            found.append(rows_of_store + self._starts[i] - self._starts[part[0]])
+        return self._turns(number, [np.concatenate(found)])
+
+    def _turns(self, number: int, lists: list[Index]) -> Turns:
+        return Turns.of_lists(
+            lists,
+            seed_of(self.samples.seed, number),
+            run_rows=self.config.run_rows,
+            mixed_runs=self.config.mixed_runs,
+            shuffle=self.config.shuffle,
+        )
 
     @property
     def epoch_images(self) -> int:
-        """Images of one pass over all stores."""
+        """Images of one pass over all stores, or over all subsets of the plan."""
         return sum(self.rows)
 
     def state(self, consumed: int) -> dict[str, Any]:
@@ -172,6 +229,7 @@ class Stream:
             "seed": self.samples.seed,
             "order": [self.config.shuffle, self.config.run_rows, self.config.mixed_runs],
             "mixture": list(self._mixture.counts),
+            "selection": [o.fingerprint for o in self._orders if isinstance(o, Turns)],
         }
 
     def resume(self, state: Mapping[str, Any]) -> int:
@@ -181,6 +239,7 @@ class Stream:
             CheckpointError: the order is another now, so the position would mean other images.
         """
         ours = self.state(state["consumed"])
+        state = {"selection": []} | dict(state)  # what runs without one have kept
         if different := [k for k in ours if k != "versions" and ours[k] != state.get(k)]:
             raise CheckpointError(
                 "the stream is not the one that was interrupted: "

@@ -6,7 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tap_engine.jobs.train_cli import main
-from tests.train.small_run import arguments
+from tests.train.small_run import SETTINGS, arguments
 from tests.train.small_store import make_store
 
 
@@ -33,6 +33,40 @@ def test_run_measure_export_and_go_on(store, tmp_path):
     assert code == 0 and "going on from" in text and "train.steps: 2 -> 3" in text
     code, text = call(*arguments(store, out), "--resume", "never")
     assert code == 1 and "--resume auto" in text
+
+
+def test_tokenizer_captions_and_their_figures(store, tmp_path):
+    """From a captioned store to a model that speaks, by commands alone."""
+    captioned = make_store(
+        tmp_path / "vg",
+        9,
+        source="vg",
+        captions=True,
+        taught=False,
+        splits=("train", "train", "val"),
+    )
+    assert call(*arguments(store, tmp_path / "stage1", "train.steps=1"))[0] == 0
+    file = str(tmp_path / "tokenizer.json")
+    code, text = call("tokenizer", "--store", str(captioned), "--size", "300", "--out", file)
+    assert code == 0 and "ids from" in text and "--set init.tokenizer=" in text
+    small = [s for s in SETTINGS if s.startswith(("model", "log"))]
+    small += ["train.steps=2", "train.batch=2", "train.images=2", f"init.tokenizer={file}"]
+    small += [f"init.weights={tmp_path / 'stage1'}"]
+    sets = [part for setting in small for part in ("--set", setting)]
+    out = str(tmp_path / "run")
+    tuning = ["run", "--recipe", "sample_caption", "--store", str(captioned), "--out", out, *sets]
+    code, text = call(*tuning, "--held-out", str(captioned))
+    assert code == 0 and "caption CIDEr" in text, text
+    code, text = call("measure", out, "--store", str(captioned), "--json")
+    assert code == 0 and set(json.loads(text)) == {
+        "caption_CIDEr",
+        "caption_BLEU@4",
+        "caption_ROUGE-L",
+    }
+    code, text = call("measure", out, "--store", str(captioned), "--split", "test")
+    assert code == 1 and "nothing to measure in split 'test'" in text
+    code, text = call("tokenizer", "--store", str(store), "--out", file)
+    assert code == 1 and "no captions" in text
 
 
 def test_recipes_are_listed_and_shown():

@@ -52,32 +52,36 @@ def make_store(
     first_id: int = 1,
     first_unit: int = 1000,
     pixels: bool = True,
+    taught: bool = True,
+    splits: tuple[str | None, ...] = (),
+    boxes: bool = False,
 ) -> Path:
     """A store with units out of order, several fragments, and images without regions.
 
     Adds to a store that is there; then with another `first_id` and `first_unit`.
     `pixels=False` gives every image the same JPEG and cheap masks, for large stores.
+    `taught=False` leaves out what a teacher adds, `boxes` the masks; `splits` are given to the
+    images in turn.
     """
     rng = np.random.default_rng(seed)
     root.mkdir(parents=True, exist_ok=True)
     text = rng.standard_normal((CONCEPTS, EMBEDDING_DIM)).astype(np.float32)
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     schema = concepts_schema(EMBEDDING_DIM)
-    lance.write_dataset(
-        pa.table(
-            [
-                np.arange(CONCEPTS, dtype=np.int32),
-                [f"concept {i}" for i in range(CONCEPTS)],
-                [["made up"]] * CONCEPTS,
-                vectors(text, pa.float32()),
-                vectors(np.roll(text, 1, 1), pa.float32()),
-            ],
-            schema=schema,
-        ),
-        str(root / "concepts.lance"),
-        mode="overwrite",
+    concepts = pa.table(
+        [
+            np.arange(CONCEPTS, dtype=np.int32),
+            [f"concept {i}" for i in range(CONCEPTS)],
+            [["made up"]] * CONCEPTS,
+            vectors(text, pa.float32()),
+            vectors(np.roll(text, 1, 1), pa.float32()),
+        ],
+        schema=schema,
     )
-    provenance = Provenance({"teacher": {"name": "made up", "logit_scale": LOGIT_SCALE}})
+    if taught:
+        lance.write_dataset(concepts, str(root / "concepts.lance"), mode="overwrite")
+    teacher = {"teacher": {"name": "made up", "logit_scale": LOGIT_SCALE}} if taught else {}
+    provenance = Provenance(teacher)
     metadata = {METADATA_KEY: provenance.to_json()}
     shared = _jpeg(draw_image(rng, size_hw, 3)[0])
     for unit in range(0, images, unit_images):
@@ -100,15 +104,30 @@ def make_store(
         # Images of a unit need not be sorted; their regions are.
         rng.shuffle(image_rows)
         table = _images(image_rows, unit_id, source, size_hw)
-        _append(table, root / "images.lance", metadata)
+        _append(_with_splits(table, splits), root / "images.lance", metadata)
         table = _regions(rng, region_rows, unit_id, source, size_hw, captions)
-        _append(table, root / "regions.lance", metadata)
+        if boxes:
+            at = table.column_names.index("rle")
+            table = table.set_column(at, table.schema.field(at), pa.nulls(len(table), pa.binary()))
+        if not taught:
+            table = table.drop_columns([n for n in table.column_names if n.startswith(_TAUGHT)])
+        _append(_with_splits(table, splits), root / "regions.lance", metadata)
     return root
 
 
 def vectors(values: np.ndarray, type_: pa.DataType) -> pa.FixedSizeListArray:
     flat = pa.array(np.ascontiguousarray(values).ravel(), type_)
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+_TAUGHT = ("embedding", "concept_")
+
+
+def _with_splits(table: pa.Table, splits: tuple[str | None, ...]) -> pa.Table:
+    if not splits:
+        return table
+    named = [splits[image_id % len(splits)] for image_id in table["image_id"].to_pylist()]
+    return table.append_column("split", pa.array(named, pa.string()))
 
 
 def _append(table: pa.Table, path: Path, metadata: dict[str, str]) -> None:

@@ -1,9 +1,10 @@
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
 from tap_engine.schemas.errors import ConfigError
+from tap_engine.train.augment import AugmentConfig
 from tap_engine.train.config import LoopConfig, differences, field_names, with_overrides
 from tap_engine.train.recipes import RECIPES, recipe
 
@@ -83,6 +84,26 @@ def test_papers_numbers_are_in_the_recipes():
         assert config.model.encoder.drop_path == drop_path
         assert config.model.decoder.dropout == 0.1
         assert config.model.image_size == 1024 and not config.stream.soft_masks
+
+
+def test_papers_numbers_of_captions_are_in_the_recipes():
+    for size in "bl":
+        first = recipe(f"vit_{size}_stage1")
+        second = recipe(f"vit_{size}_stage2")
+        loss = second.loss
+        assert (loss.concept, loss.segmentation, loss.caption) == (1.0, 5.0, 1.0)
+        assert second.optim.rate == 1e-4 and second.train.steps == 45_000
+        assert second.train.batch == 256 and second.augment.scale == (0.5, 2.0)
+        assert second.model.text.dropout == 0.4 and second.augment.flip == 0
+        tuning = recipe(f"vit_{size}_caption")
+        assert tuning.train.batch == 64 and tuning.train.steps == 60_000
+        assert tuning.optim.rate == tuning.optim.peak_rate(64) == 1e-3
+        assert tuning.model.text.dropout == 0.4 and tuning.model.text.max_seq_len == 40
+        assert tuning.augment == AugmentConfig() and tuning.loss.columns == ("caption",)
+        assert tuning.optim.weight_decay == 0.1
+        for other in (second, tuning):
+            text = replace(other.model.text, dropout=first.model.text.dropout)
+            assert replace(other.model, text=text) == first.model
 
 
 def test_only_the_tiny_preset_departs_from_the_official_network():

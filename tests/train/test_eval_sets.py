@@ -134,7 +134,13 @@ def test_many_images_are_chosen_as_few_are(store: str, monkeypatch: pytest.Monke
 def test_the_truth_table_names_the_objects(store: str, tmp_path: Path) -> None:
     image_id = pack_image_id("sample", 1)
     rows = [
-        {"image_id": image_id, "region_id": 1000 + i, "kind": kind, "concept": concept}
+        {
+            "image_id": image_id,
+            "region_id": 1000 + i,
+            "kind": kind,
+            "concept": concept,
+            "tint": None,
+        }
         for i, (kind, concept) in enumerate(
             [("object", "tree"), ("part", "tree"), ("object", "cat"), ("stuff", "dog")]
         )

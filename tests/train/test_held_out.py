@@ -9,9 +9,9 @@ from tap_engine.model.predictor import Concept, Region
 from tap_engine.schemas import rle
 from tap_engine.schemas.errors import SourceError
 from tap_engine.train.concepts import ConceptSpace
-from tap_engine.train.held_out import COLUMNS, Truth, measure, measure_checkpoint, stored_images
+from tap_engine.train.held_out import HeldOutConfig, measure, report_checkpoint
+from tap_engine.train.held_out_data import Truth, open_measured, stored_images
 from tap_engine.train.run import open_run
-from tap_engine.train.store_reader import StoreReader
 from tests.train.small_run import small_config
 from tests.train.small_store import make_store
 
@@ -49,7 +49,7 @@ class Oracle:
 
 
 def test_figures_equal_counting_by_hand(store, tmp_path):
-    reader = StoreReader(str(store), region_columns=COLUMNS)
+    reader = open_measured(str(store))
     space = ConceptSpace.of_store(reader)
     rows = []
     ious, areas, named = [], [], 0
@@ -61,8 +61,8 @@ def test_figures_equal_counting_by_hand(store, tmp_path):
             kind = "object" if i % 2 else "part"
             concept = "concept 3" if i % 3 else "no such concept"
             named += concept == "concept 3"
-            rows.append((stored.image_id, row["region_id"], kind, concept))
-    columns = ["image_id", "region_id", "kind", "concept"]
+            rows.append((stored.image_id, row["region_id"], kind, concept, "red"))
+    columns = ["image_id", "region_id", "kind", "concept", "tint"]
     (tmp_path / "truth").mkdir()
     pq.write_table(
         pa.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))),
@@ -95,9 +95,8 @@ def test_figures_equal_counting_by_hand(store, tmp_path):
 def test_a_checkpoint_is_measured_and_drawn(store, tmp_path):
     run = open_run(small_config(store), tmp_path / "run")
     run.save()
-    figures = measure_checkpoint(
-        tmp_path / "run", str(store), images=3, picture=tmp_path / "pairs.png"
-    )
+    config = HeldOutConfig(store=str(store), images=3)
+    (figures,) = report_checkpoint(tmp_path / "run", config, tmp_path / "pairs.png")
     assert figures.images == 3 and len(figures.kinds) > 5
     assert (tmp_path / "pairs.png").stat().st_size > 1000
 

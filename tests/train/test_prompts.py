@@ -174,3 +174,21 @@ def test_settings_are_checked():
 def test_prompts_knows_its_boxes():
     prompts = Prompts(torch.zeros(2, 2, 2), torch.tensor([[2, 3], [1, 4]]))
     assert prompts.is_box.tolist() == [True, False]
+
+
+def test_without_a_mask_stage_two_clicks_the_predicted_one(regions):
+    seeds, masks, _, has_mask = regions
+    config = PromptConfig(free_share=0.0)
+    first = first_prompts(*regions[:3], ~has_mask, PX, config)
+    predicted = torch.full((2000, 16, 16), -1.0)
+    predicted[:1000, 9:14, 3:5] = 1  # the second half predicts nothing
+    prompts = next_prompts(seeds, first, predicted, masks, ~has_mask, PX, config)
+    clicked, kept = prompts.labels[:1000], prompts.labels[1000:]
+    assert set(clicked.unique().tolist()) == {1, PADDING}
+    counts = (clicked == 1).sum(1)
+    assert counts.min() == 1 and counts.max() == 9
+    at = cells(prompts.points[:1000][clicked == 1])
+    assert (at[:, 0] >= 3).all() and (at[:, 0] < 5).all()
+    assert (at[:, 1] >= 9).all() and (at[:, 1] < 14).all()
+    assert (kept[:, :2] == torch.tensor([2, 3])).all() and (kept[:, 2:] == PADDING).all()
+    assert torch.equal(prompts.points[1000:, :2], first.points[1000:])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tap_engine.model.text_tokenizer import IGNORE, train_bpe
 from tap_engine.schemas import rle
 from tap_engine.schemas.errors import CheckpointError, ConfigError, StoreError
 from tap_engine.schemas.keys import ORDINAL_BITS, SOURCES
@@ -18,6 +19,7 @@ from tap_engine.train.stream import Share, Stream, StreamConfig
 from tests.train.small_store import make_store
 
 IMAGES, CAPTIONED = 23, 7
+TOKENIZER = train_bpe([f"word {k}" for k in range(99)], 300)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,8 @@ def settings(**changes):
         soft_masks=True,
         fill_rgb=(1, 2, 3),
         columns=("embedding", "concept_ids", "concept_probs", "caption"),
+        tokenizer=TOKENIZER,
+        positions=12,
         augment=AugmentConfig(scale=(0.5, 2.0), flip=0.5, brightness=0.1),
         seed=3,
     )
@@ -139,16 +143,18 @@ def test_sample_fields_are_the_region_rows(stores):
     batches = take(stream_of(stores[1:], settings(augment=AugmentConfig())), Share(images=2), 3)
     seen = 0
     for batch in batches:
-        assert batch.captions is not None and batch.embeddings is not None
+        assert batch.words is not None and batch.embeddings is not None
+        assert torch.equal(batch.has_concepts, batch.valid)
         for b, image_id in enumerate(batch.image_ids):
             count = int(batch.valid[b].sum())
-            assert len(batch.captions[b]) == count
             for r in range(count):
                 row = rows[int(batch.keys[b, r])]
                 assert int(batch.keys[b, r]) >> ORDINAL_BITS == image_id
                 assert batch.embeddings[b, r].tolist() == row["embedding"]
                 assert batch.concept_ids[b, r].tolist() == row["concept_ids"]
-                assert batch.captions[b][r] == row["caption"]
+                words = batch.words[b, r][batch.words[b, r] != IGNORE].tolist()
+                assert words[0] == TOKENIZER.bos_id and words[-1] == TOKENIZER.eos_id
+                assert TOKENIZER.decode(words) == row["caption"]
                 assert bool(batch.has_mask[b, r]) == (row["rle"] is not None)
                 x, y, w, h = row["bbox_xywh"]
                 expected = torch.tensor([x, y, x + w, y + h])  # 64 px images fill the canvas
@@ -161,6 +167,7 @@ def test_sample_fields_are_the_region_rows(stores):
                     assert share[:12].sum() * 16 == pytest.approx(mask.sum(), rel=0.02, abs=2)
                 seen += 1
             assert not batch.valid[b, count:].any()
+            assert (batch.words[b, count:] == IGNORE).all()
     assert seen > 20
 
 
