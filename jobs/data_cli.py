@@ -6,8 +6,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tap_engine.jobs import sample_commands
-from tap_engine.jobs.output import FAILED, command_errors
+from tap_engine.jobs import caption_commands, sample_commands
+from tap_engine.jobs.output import (
+    FAILED,
+    NOT_VALID,
+    REJECTS_ABOVE_LIMIT,
+    command_errors,
+    parse_pairs,
+)
 
 if TYPE_CHECKING:
     from tap_engine.pipeline.store import Store
@@ -18,9 +24,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-REJECTS_ABOVE_LIMIT = 3
-NOT_VALID = 4
 
 
 @app.callback()
@@ -84,7 +87,7 @@ def build_semantic(
     """
     with command_errors():
         from tap_engine.jobs.cluster import ray_session
-        from tap_engine.jobs.output import print_build_summary, print_estimate
+        from tap_engine.jobs.output import print_build_summary, print_estimate, print_left_out
         from tap_engine.pipeline.build import build
         from tap_engine.pipeline.config import BuildConfig, CropOptions, WorkerConfig
         from tap_engine.pipeline.filesystem import absolute_uri
@@ -110,7 +113,7 @@ def build_semantic(
             limit=limit,
             max_reject_share=max_reject_share,
             take_over=take_over,
-            storage_options=dict(_pairs(storage_option)),
+            storage_options=dict(parse_pairs(storage_option)),
             workers=WorkerConfig(
                 actors=actors,
                 crop_cpus=crop_cpus,
@@ -130,12 +133,7 @@ def build_semantic(
         print_build_summary(summary, out)
         if summary.failed:
             sys.exit(FAILED)
-        if summary.reject_share > max_reject_share:
-            typer.echo(
-                f"{summary.reject_share:.2%} was left out, more than --max-reject-share "
-                f"{max_reject_share:.2%}; the store is complete and valid without it",
-                err=True,
-            )
+        if print_left_out(summary, max_reject_share):
             sys.exit(REJECTS_ABOVE_LIMIT)
 
 
@@ -277,9 +275,9 @@ def query(
     """Regions that match a filter."""
     with command_errors():
         from tap_engine.jobs.output import write_rows
-        from tap_engine.pipeline.query import DEFAULT_COLUMNS, Query, run_query
+        from tap_engine.pipeline.query import Query, run_query
 
-        wanted = [c.strip() for c in columns.split(",")] if columns else DEFAULT_COLUMNS
+        wanted = [c.strip() for c in columns.split(",")] if columns else None
         rows = limit if limit >= 0 else (0 if out else 20)
         batches = run_query(
             _store(store, storage_option), Query(filter=filter, columns=wanted, limit=rows)
@@ -334,21 +332,10 @@ def _store(uri: str, options: list[str] | None) -> "Store":
     from tap_engine.pipeline.filesystem import absolute_uri
     from tap_engine.pipeline.store import Store
 
-    return Store(absolute_uri(uri), dict(_pairs(options)))
+    return Store(absolute_uri(uri), dict(parse_pairs(options)))
 
 
-def _pairs(options: list[str] | None) -> list[tuple[str, str]]:
-    from tap_engine.schemas.errors import ConfigError
-
-    pairs = []
-    for option in options or []:
-        key, sign, value = option.partition("=")
-        if not sign:
-            raise ConfigError(f"--storage-option must be KEY=VALUE, got {option!r}")
-        pairs.append((key, value))
-    return pairs
-
-
+caption_commands.register(app)
 sample_commands.register(app)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from tap_engine.pipeline.inspection import RegionView, StoreOverview
 
 FAILED = 1
+REJECTS_ABOVE_LIMIT = 3
+NOT_VALID = 4
 INTERRUPTED = 130
 
 
@@ -53,6 +55,35 @@ def print_build_summary(summary: "Summary", out: str) -> None:
     for failure in summary.failed:
         typer.echo(f"FAILED unit, tried again by the same command: {failure}", err=True)
     typer.echo(f"next: tap-data verify {out}")
+
+
+def print_left_out(summary: "Summary", limit: float) -> bool:
+    """Whether more than `limit` was left out; says so."""
+    if summary.reject_share <= limit:
+        return False
+    typer.echo(
+        f"{summary.reject_share:.2%} was left out, more than --max-reject-share {limit:.2%}; "
+        "the store is complete and valid without it",
+        err=True,
+    )
+    return True
+
+
+def parse_pairs(options: list[str] | None) -> list[tuple[str, str]]:
+    """KEY=VALUE options of a command.
+
+    Raises:
+        ConfigError: one without "=".
+    """
+    from tap_engine.schemas.errors import ConfigError
+
+    pairs = []
+    for option in options or []:
+        key, sign, value = option.partition("=")
+        if not sign:
+            raise ConfigError(f"--storage-option must be KEY=VALUE, got {option!r}")
+        pairs.append((key, value))
+    return pairs
 
 
 def print_estimate(found: "Estimate", out: str) -> None:

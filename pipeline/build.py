@@ -14,27 +14,35 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
 import ray
 import ray.data
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 
-from tap_engine.pipeline.concepts import ConceptPacker, concepts_table, embed_concepts, parse_top_k
+from tap_engine.pipeline.concepts import ConceptPacker, concepts_table, embed_concepts
 from tap_engine.pipeline.config import BuildConfig, build_settings
 from tap_engine.pipeline.ledger import Ledger, UnitResult, done_images
 from tap_engine.pipeline.planning import Plan, make_plan
 from tap_engine.pipeline.progress import Progress
 from tap_engine.pipeline.records import Source, Unit
 from tap_engine.pipeline.store import Store
-from tap_engine.pipeline.teacher import Teacher, TeacherInfo, pending_download
+from tap_engine.pipeline.teacher import Teacher, TeacherConfig, TeacherInfo, pending_download
 from tap_engine.pipeline.unit_builder import UnitBuilder
-from tap_engine.schemas.errors import ConfigError, SourceError, StoreError, TapError
+from tap_engine.schemas.errors import (
+    ConfigError,
+    SchemaError,
+    SourceError,
+    StoreError,
+    TapError,
+)
 from tap_engine.schemas.provenance import Provenance, software
-from tap_engine.schemas.rejects import BOOKKEEPING
+from tap_engine.schemas.rejects import BOOKKEEPING, Reject
 from tap_engine.schemas.tables import (
     CONCEPTS,
     IMAGES,
     REGIONS,
     REJECTS,
+    concepts_schema,
     images_schema,
     regions_schema,
     rejects_schema,
@@ -89,7 +97,11 @@ class Summary:
         self.regions += result.regions
         self.crops += result.crops
         self.stage_seconds.update(result.seconds)
-        for reject in result.rejects:
+        self.add_rejects(result.rejects)
+
+    def add_rejects(self, rejects: Sequence[Reject]) -> None:
+        """Count committed rejects."""
+        for reject in rejects:
             if reject.reason in BOOKKEEPING:
                 continue
             self.rejects[reject.reason] += 1
@@ -128,7 +140,7 @@ def build(source: Source, config: BuildConfig, *, say: Say = print) -> Summary:
     store = Store(config.out, dict(config.storage_options))
     layout = choose_layout(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
     say(layout.describe())
-    open_store(store, config, layout, say)
+    open_store(source, store, config, layout, say)
     with Ledger(store, take_over=config.take_over) as ledger:
         if ledger.removed_rows:
             say(f"removed {ledger.removed_rows:,} rows that an interrupted run left unfinished")
@@ -138,7 +150,6 @@ def build(source: Source, config: BuildConfig, *, say: Say = print) -> Summary:
             unit_images=layout.unit_images,
             limit=config.limit,
             done_images=done_images(store),
-            done_units=ledger.done,
             on_shard=_say_indexing(say),
         )
         say(
@@ -147,6 +158,7 @@ def build(source: Source, config: BuildConfig, *, say: Say = print) -> Summary:
             + (f"; {plan.duplicate_images:,} repeated images skipped" * bool(plan.duplicate_images))
         )
         summary = Summary(built_before=plan.built_images, total_images=plan.total_images)
+        summary.add_rejects(ledger.commit_index(plan.rejects, plan.found_images))
         _run(source, store, config, layout, plan, ledger, summary)
         index_keys(store)
     summary.seconds = time.monotonic() - start
@@ -180,6 +192,8 @@ def choose_layout(config: BuildConfig, resources: dict[str, Any]) -> Layout:
     workers = config.workers
     cpus, gpus = int(resources.get("CPU", 1)), float(resources.get("GPU", 0))
     gpus_each = (1.0 if gpus else 0.0) if workers.teacher_gpus is None else workers.teacher_gpus
+    if config.teacher is None:
+        gpus_each = 0.0
     if gpus_each:
         actors = workers.actors or max(1, int(gpus / gpus_each))
         cpus_each = workers.crop_cpus or min(max(cpus // actors, 1), 8)
@@ -192,40 +206,61 @@ def choose_layout(config: BuildConfig, resources: dict[str, Any]) -> Layout:
             f"{actors} workers of {cpus_each} CPU and {gpus_each:g} GPU were asked for; the "
             f"cluster has {cpus} CPU and {gpus:g} GPU"
         )
-    # Without a GPU a unit of 512 images would take most of an hour, and progress comes in units.
-    return Layout(actors, cpus_each, gpus_each, workers.unit_images or (512 if gpus_each else 32))
+    # With a teacher on a CPU a unit of 512 images would take most of an hour, and progress comes
+    # in units.
+    large = gpus_each or config.teacher is None
+    return Layout(actors, cpus_each, gpus_each, workers.unit_images or (512 if large else 32))
 
 
-def open_store(store: Store, config: BuildConfig, layout: Layout, say: Say) -> None:
+def open_store(source: Source, store: Store, config: BuildConfig, layout: Layout, say: Say) -> None:
     """Create the tables, or check that the existing ones were made with the same settings."""
-    vocabulary = load_vocabulary(config.vocabulary)
-    top_k = parse_top_k(config.concepts, len(vocabulary))
     if store.exists(IMAGES):
         stored = store.provenance(REGIONS)
-        info = TeacherInfo(**stored.settings["teacher"])
-        wanted = Provenance(build_settings(config, info, vocabulary, top_k))
+        known = stored.settings["teacher"]
+        if config.teacher and not known:
+            raise SchemaError(
+                f"the store {store.uri} was built without a teacher, this run names "
+                f"{config.teacher.name!r}. Leave the teacher out, or name another --out"
+            )
+        info = TeacherInfo(**known) if known and config.teacher else None
+        wanted = Provenance(build_settings(config, source, info))
         wanted.require_same(stored, f"the store {store.uri}")
         return
-    if (pending := pending_download(config.teacher)) and config.teacher.download:
-        say(f"downloading {pending}")
-    say(f"loading teacher {config.teacher.name} to embed {len(vocabulary):,} concepts")
-    describe = ray.remote(_describe_teacher).options(num_cpus=1, num_gpus=layout.gpus)
-    templates = (config.source_templates, config.target_templates)
-    with _own_errors():
-        info, source, target = ray.get(describe.remote(config, vocabulary, templates))
-    if info.random_weights:
-        say("WARNING: the teacher has random weights; embeddings and concepts mean nothing")
-    provenance = Provenance(build_settings(config, info, vocabulary, top_k), software())
+    info, concepts = None, concepts_schema(0).empty_table()
+    if config.teacher:
+        info, concepts = _embed_vocabulary(config, config.teacher, layout, say)
+    settings = build_settings(config, source, info)
+    provenance = Provenance(settings, software())
+    regions = regions_schema(
+        info.embed_dim if info else 0, settings["top_k"], captioned=source.captioned
+    )
     # `images` last: its presence says that the others are there.
     content = {
-        CONCEPTS: concepts_table(vocabulary, source, target),
+        CONCEPTS: concepts,
         REJECTS: rejects_schema().empty_table(),
-        REGIONS: regions_schema(info.embed_dim, top_k).empty_table(),
-        IMAGES: images_schema().empty_table(),
+        REGIONS: regions.empty_table(),
+        IMAGES: images_schema(captioned=source.captioned).empty_table(),
     }
     for table, rows in content.items():
         if not store.exists(table):
             store.create(table, rows, provenance)
+
+
+def _embed_vocabulary(
+    config: BuildConfig, teacher: TeacherConfig, layout: Layout, say: Say
+) -> tuple[TeacherInfo, pa.Table]:
+    """What the teacher is, and the `concepts` table it makes; loads it in a Ray worker."""
+    vocabulary = load_vocabulary(config.vocabulary)
+    if (pending := pending_download(teacher)) and teacher.download:
+        say(f"downloading {pending}")
+    say(f"loading teacher {teacher.name} to embed {len(vocabulary):,} concepts")
+    describe = ray.remote(_describe_teacher).options(num_cpus=1, num_gpus=layout.gpus)
+    templates = (config.source_templates, config.target_templates)
+    with _own_errors():
+        info, source, target = ray.get(describe.remote(teacher, vocabulary, templates))
+    if info.random_weights:
+        say("WARNING: the teacher has random weights; embeddings and concepts mean nothing")
+    return info, concepts_table(vocabulary, source, target)
 
 
 def index_keys(store: Store) -> None:
@@ -253,6 +288,7 @@ def _run(
         return
     progress = Progress(total=plan.total_images, done=plan.built_images, unit="images")
     start = time.monotonic()
+    before = summary.rejected_images
     places = {u.unit_id: f"{u.shard} from {u.names.split(chr(10))[0]!r} on" for u in plan.units}
     pending: list[UnitResult] = []
     committed = start
@@ -268,7 +304,7 @@ def _run(
     def show(force: bool = False) -> None:
         rate = (summary.regions + sum(r.regions for r in pending)) / (time.monotonic() - start)
         rejects = sum(summary.rejects.values())
-        done = plan.built_images + summary.images + summary.rejected_images
+        done = plan.built_images + summary.images + summary.rejected_images - before
         text = f"{summary.units:,}/{len(plan.units):,} units, {rate:,.0f} regions/s, "
         progress.update(min(done, plan.total_images), f"{text}{rejects:,} rejects", force=force)
 
@@ -342,17 +378,16 @@ class _UnitActor:
         torch.set_num_threads(cpus)
         cv2.setNumThreads(1)
         stored = store.provenance(REGIONS)
-        teacher = Teacher(config.teacher)
-        vocabulary = load_vocabulary(config.vocabulary)
-        top_k = parse_top_k(config.concepts, len(vocabulary))
-        own = Provenance(build_settings(config, teacher.info, vocabulary, top_k))
+        teacher = Teacher(config.teacher) if config.teacher else None
+        own = Provenance(build_settings(config, source, teacher.info if teacher else None))
         own.require_same(stored, f"the store {store.uri}")
-        packer = None
-        if top_k:
+        packer = crop = None
+        if teacher:
+            crop = config.crop.for_teacher(teacher.info)
+        if teacher and (top_k := own.settings["top_k"]):
             column = store.open(CONCEPTS).to_table(columns=["target_embedding"]).column(0)
-            target = column.combine_chunks().flatten().to_numpy().reshape(len(vocabulary), -1)
+            target = column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
             packer = ConceptPacker.of(target, teacher.info.logit_scale, top_k)
-        crop = config.crop.for_teacher(teacher.info)
         self._builder = UnitBuilder(source, store, teacher, packer, crop, cpus)
         self._attempts = attempts
         self._retries = config.workers.retries
@@ -374,9 +409,9 @@ class _UnitActor:
 
 
 def _describe_teacher(
-    config: BuildConfig, vocabulary: Any, templates: tuple[tuple[str, ...], tuple[str, ...]]
+    config: TeacherConfig, vocabulary: Any, templates: tuple[tuple[str, ...], tuple[str, ...]]
 ) -> tuple[TeacherInfo, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    teacher = Teacher(config.teacher)
+    teacher = Teacher(config)
     source, target = (embed_concepts(teacher, vocabulary.names, part).numpy() for part in templates)
     return teacher.info, source, target
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from tap_engine.pipeline.concepts import SOURCE_TEMPLATES, TARGET_TEMPLATES
+from tap_engine.pipeline.concepts import SOURCE_TEMPLATES, TARGET_TEMPLATES, parse_top_k
 from tap_engine.pipeline.crop import CropConfig, Fill, Fit, Order
+from tap_engine.pipeline.records import Source
 from tap_engine.pipeline.teacher import TeacherConfig, TeacherInfo
 from tap_engine.schemas.errors import ConfigError
-from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, Vocabulary
+from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,11 +67,12 @@ class WorkerConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildConfig:
-    """One build of a SemanticSA-1B store.
+    """One build of a store: SemanticSA-1B, or captioned images.
 
     Attributes:
         out: path or URI of the store.
-        teacher: which model, and how it runs.
+        teacher: which model, and how it runs; None writes regions without embeddings and an
+            empty `concepts` table.
         crop: how regions become crops.
         vocabulary: a shipped name or a file.
         source_templates, target_templates: prompts of the concept weights.
@@ -84,7 +86,7 @@ class BuildConfig:
     """
 
     out: str
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    teacher: TeacherConfig | None = field(default_factory=TeacherConfig)
     crop: CropOptions = field(default_factory=CropOptions)
     vocabulary: str = DEFAULT_VOCABULARY
     source_templates: tuple[str, ...] = SOURCE_TEMPLATES
@@ -103,15 +105,27 @@ class BuildConfig:
             raise ConfigError(f"max_reject_share must be in 0..1, got {self.max_reject_share!r}")
 
 
-def build_settings(
-    config: BuildConfig, info: TeacherInfo, vocabulary: Vocabulary, top_k: int
-) -> dict[str, Any]:
-    """What decides the values in the rows: the `settings` of the store's provenance."""
-    return {
-        "teacher": asdict(info),
-        "crop": asdict(config.crop.for_teacher(info)),
-        "vocabulary": vocabulary.describe(),
-        "source_templates": list(config.source_templates),
-        "target_templates": list(config.target_templates),
-        "top_k": top_k,
-    }
+def build_settings(config: BuildConfig, source: Source, info: TeacherInfo | None) -> dict[str, Any]:
+    """What decides the values in the rows: the `settings` of the store's provenance.
+
+    Args:
+        config: of the build.
+        source: where rows come from.
+        info: of the loaded teacher; None without one.
+    """
+    settings: dict[str, Any] = {"teacher": None, "top_k": 0}
+    if info:
+        vocabulary = load_vocabulary(config.vocabulary)
+        settings = {
+            "teacher": asdict(info),
+            "crop": asdict(config.crop.for_teacher(info)),
+            "vocabulary": vocabulary.describe(),
+            "source_templates": list(config.source_templates),
+            "target_templates": list(config.target_templates),
+            "top_k": parse_top_k(config.concepts, len(vocabulary)),
+        }
+    if source.captioned:
+        settings["captioned"] = True
+    if of_source := source.settings():
+        settings["source"] = of_source
+    return settings

@@ -20,7 +20,7 @@ from tap_engine.pipeline.planning import make_plan
 from tap_engine.pipeline.records import ImageRecord, Shard, Source, Unit
 from tap_engine.pipeline.teacher import Teacher, TeacherInfo, pending_download
 from tap_engine.pipeline.unit_builder import outer_box
-from tap_engine.schemas.errors import SchemaError, SourceError
+from tap_engine.schemas.errors import ConfigError, SchemaError, SourceError
 from tap_engine.schemas.vocabulary import load_vocabulary
 
 _INDEXED_SHARDS = 16
@@ -86,6 +86,8 @@ def estimate(source: Source, config: BuildConfig, say: Callable[[str], None]) ->
         SourceError: nothing to build from.
         ConfigError: settings that cannot work.
     """
+    if config.teacher is None:
+        raise ConfigError("an estimate is of a build with a teacher; this one has none")
     shards = source.shards()
     if not shards:
         raise SourceError("no shards found")
@@ -118,9 +120,8 @@ def _index(
         shards[i] for i in sorted({*np.linspace(0, len(shards) - 1, _INDEXED_SHARDS, dtype=int)})
     ]
     say(f"indexing {len(some)} of {len(shards)} shards")
-    empty = np.empty(0, np.int64)
     plan = make_plan(
-        source, some, unit_images=512, limit=config.limit, done_images=empty, done_units=empty
+        source, some, unit_images=512, limit=config.limit, done_images=np.empty(0, np.int64)
     )
     found.images = plan.total_images
     if len(some) < len(shards) and not (config.limit and plan.total_images >= config.limit):
@@ -168,6 +169,7 @@ def _time_crops(records: Sequence[ImageRecord], crop: CropConfig, found: Estimat
 def _time_teacher(
     config: BuildConfig, found: Estimate, say: Callable[[str], None]
 ) -> TeacherInfo | None:
+    assert config.teacher is not None
     resources = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count(), "memory": 1 << 62}
     found.layout = choose_layout(config, resources)
     if pending := pending_download(config.teacher):

@@ -6,17 +6,22 @@ units that are not done are removed. Whatever moment a process dies at, each uni
 therefore there once or not at all. No side file can disagree. What is left to do is asked by image,
 so a resume may cut units another way.
 
+What the index of a shard shows to be unusable (half a pair, a damaged stretch) is no worker's
+business: the driver commits it itself, compared with what is there, so each row comes once.
+
 Lance's Append does not compare versions, so two drivers would duplicate rows. One driver at a time
 holds a lease in the config of the small `concepts` table: `update_config` with a stale version is
 refused, which makes it a compare-and-swap.
 """
 
+import hashlib
 import json
 import os
 import socket
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
@@ -28,7 +33,7 @@ import pyarrow as pa
 
 from tap_engine.pipeline.store import Store, distinct
 from tap_engine.schemas.errors import StoreError
-from tap_engine.schemas.rejects import FOUND_BY_INDEX, Reason, Reject
+from tap_engine.schemas.rejects import HALF_PAIRS, Reason, Reject, Stage
 from tap_engine.schemas.tables import CONCEPTS, IMAGES, REGIONS, REJECTS, rejects_schema
 
 _LEASE_KEY = "tap.driver"
@@ -123,15 +128,61 @@ class Ledger:
             self._lease.require()
             self.store.append(REGIONS, fragments)
         if rejects:
-            self._lease.require()
-            writer = self.store.writer(REJECTS, rejects_schema())
-            for batch in pa.concat_tables(rejects).combine_chunks().to_batches():
-                writer.write(batch.columns)
-            self.store.append(REJECTS, writer.close())
+            self._append_rejects(pa.concat_tables(rejects))
         if fragments := [f for r in results for f in r.image_fragments]:
             self._lease.require()
             self.store.append(IMAGES, fragments)
         self.done = np.union1d(self.done, np.fromiter(fresh, np.int64))
+
+    def commit_index(
+        self, rejects: Sequence[Reject], found_images: npt.NDArray[np.int64]
+    ) -> list[Reject]:
+        """Make visible what the indices showed; returns those that no earlier run wrote.
+
+        Half a pair whose other half has appeared since is none any more: its row goes.
+
+        Args:
+            rejects: of all shards of this run, stage `index`.
+            found_images: sorted ids of the images that are usable now.
+
+        Raises:
+            StoreError: the lease is lost.
+        """
+        table = self.store.open(REJECTS)
+        stored = table.to_table(
+            columns=["reason", "detail", "image_id"], filter=f"stage = '{Stage.INDEX}'"
+        ).to_pylist()
+        halves = {row["image_id"] for row in stored if row["reason"] in HALF_PAIRS} - {None}
+        paired = np.intersect1d(np.fromiter(halves, np.int64), found_images)
+        reasons = ", ".join(f"'{reason}'" for reason in sorted(HALF_PAIRS))
+        for start in range(0, len(paired), 1000):
+            self._lease.require()
+            images = ", ".join(str(image) for image in paired[start : start + 1000])
+            table.delete(
+                f"stage = '{Stage.INDEX}' AND reason IN ({reasons}) AND image_id IN ({images})"
+            )
+        known = Counter((row["reason"], row["detail"], row["image_id"]) for row in stored)
+        fresh = []
+        for reject in rejects:
+            row = (reject.reason.value, reject.detail, reject.image_id)
+            if known[row]:
+                known[row] -= 1
+            else:
+                fresh.append(reject)
+        if fresh:
+            content = json.dumps([asdict(reject) for reject in fresh])
+            digest = hashlib.blake2b(content.encode(), digest_size=8).digest()
+            unit = int.from_bytes(digest, "big") >> 1
+            self._append_rejects(rejects_table(unit, fresh))
+            self.done = np.union1d(self.done, unit)
+        return fresh
+
+    def _append_rejects(self, rows: pa.Table) -> None:
+        self._lease.require()
+        writer = self.store.writer(REJECTS, rejects_schema())
+        for batch in rows.combine_chunks().to_batches():
+            writer.write(batch.columns)
+        self.store.append(REJECTS, writer.close())
 
     def _remove_unfinished(self, table: str) -> int:
         dataset = self.store.open(table)
@@ -153,16 +204,22 @@ class Ledger:
 
 
 def done_units(store: Store) -> npt.NDArray[np.int64]:
-    """Sorted ids of the units whose rows are all in the store."""
-    empty = distinct(store.open(REJECTS), "unit", f"reason = '{Reason.UNIT_EMPTY}'")
+    """Sorted ids of the units whose rows are all in the store.
+
+    Those of the driver's own rejects (one append) are among them.
+    """
+    filter_ = f"reason = '{Reason.UNIT_EMPTY}' OR stage = '{Stage.INDEX}'"
+    empty = distinct(store.open(REJECTS), "unit", filter_)
     return np.union1d(distinct(store.open(IMAGES), "unit"), empty)
 
 
 def done_images(store: Store) -> npt.NDArray[np.int64]:
-    """Sorted ids of the images that need no more work: stored, or rejected as a whole."""
-    later = ", ".join(f"'{reason}'" for reason in sorted(FOUND_BY_INDEX))
+    """Sorted ids of the images that need no more work: stored, or rejected as a whole.
+
+    What an index rejected is asked of the index again: a missing half may have come.
+    """
     rejected = distinct(
-        store.open(REJECTS), "image_id", f"region_id IS NULL AND reason NOT IN ({later})"
+        store.open(REJECTS), "image_id", f"region_id IS NULL AND stage != '{Stage.INDEX}'"
     )
     return np.union1d(distinct(store.open(IMAGES), "image_id"), rejected)
 

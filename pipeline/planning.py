@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tap_engine.pipeline.records import Shard, Source, Unit
+from tap_engine.schemas.rejects import Reject
 
 _INDEX_THREADS = 32
 """Indexing waits for headers (one small read each), so threads beat cores."""
@@ -19,6 +20,8 @@ class Plan:
 
     Attributes:
         units: to do, none empty, each image once.
+        rejects: what the indices of the shards showed to be unusable.
+        found_images: sorted ids of all usable images in all indexed shards, built or not.
         total_images: usable images in all shards, each counted once, after the limit.
         built_images: of those, already in the store.
         duplicate_images: seen again in another shard; built once.
@@ -26,6 +29,8 @@ class Plan:
     """
 
     units: list[Unit]
+    rejects: list[Reject]
+    found_images: npt.NDArray[np.int64]
     total_images: int
     built_images: int
     duplicate_images: int
@@ -39,7 +44,6 @@ def make_plan(
     unit_images: int,
     limit: int,
     done_images: npt.NDArray[np.int64],
-    done_units: npt.NDArray[np.int64],
     on_shard: Callable[[int, int], None] = lambda done, total: None,
 ) -> Plan:
     """Index shards and keep what is not in the store.
@@ -51,10 +55,10 @@ def make_plan(
         limit: at most this many images of the whole, built or not; 0 for all. Shards beyond it
             are not indexed.
         done_images: sorted ids, of ledger.py.
-        done_units: sorted ids, of ledger.py.
         on_shard: told of (shards indexed, shards in all).
     """
     units: list[Unit] = []
+    rejects: list[Reject] = []
     images = 0
     indexed = 0
     with ThreadPoolExecutor(_INDEX_THREADS) as pool:
@@ -62,13 +66,16 @@ def make_plan(
         for start in range(0, len(shards), _INDEX_THREADS):
             window = shards[start : start + _INDEX_THREADS]
             for found in pool.map(lambda shard: list(source.units(shard, unit_images)), window):
-                units += found
+                units += [unit for unit in found if len(unit)]
+                rejects += [reject for unit in found for reject in unit.rejects]
                 images += sum(len(unit) for unit in found)
                 indexed += 1
                 on_shard(indexed, len(shards))
             if limit and images >= limit:
                 break
-    first = _first_occurrence(units)
+    ids = np.concatenate([unit.image_ids for unit in units]) if units else np.empty(0, np.int64)
+    found_images, firsts = np.unique(ids, return_index=True)
+    first = _first_occurrence(units, firsts)
     kept: list[Unit] = []
     total = built = 0
     for unit, is_first in zip(units, first, strict=True):
@@ -79,24 +86,27 @@ def make_plan(
         total += int(wanted.sum())
         built += int(done.sum())
         todo = wanted & ~done
-        if not len(unit):
-            if not _contains(done_units, np.array([unit.unit_id])).all():
-                kept.append(unit)
-        elif todo.all():
+        if todo.all():
             kept.append(unit)
         elif todo.any():
             kept.append(unit.without(~todo))
     repeated = sum(int((~is_first).sum()) for is_first in first)
-    return Plan(kept, total, built, repeated, indexed)
+    return Plan(kept, rejects, found_images, total, built, repeated, indexed)
 
 
-def _first_occurrence(units: Sequence[Unit]) -> list[npt.NDArray[np.bool_]]:
-    """For each unit, which of its images no earlier unit has; one sort over all ids."""
+def _first_occurrence(
+    units: Sequence[Unit], firsts: npt.NDArray[np.int64]
+) -> list[npt.NDArray[np.bool_]]:
+    """For each unit, which of its images no earlier unit has.
+
+    Args:
+        units: whose images are numbered through.
+        firsts: numbers of the images that no earlier one repeats.
+    """
     if not units:
         return []
-    ids = np.concatenate([unit.image_ids for unit in units])
-    first = np.zeros(len(ids), bool)
-    first[np.unique(ids, return_index=True)[1]] = True
+    first = np.zeros(sum(len(unit) for unit in units), bool)
+    first[firsts] = True
     return np.split(first, np.cumsum([len(unit) for unit in units])[:-1])
 
 

@@ -42,12 +42,12 @@ class Query:
 
     Attributes:
         filter: Lance SQL with the words above; None for all rows.
-        columns: stored columns and `concept`, `concepts`.
+        columns: stored columns and `concept`, `concepts`; None for what a person wants to see.
         limit: rows at most; 0 for all.
     """
 
     filter: str | None = None
-    columns: Sequence[str] = DEFAULT_COLUMNS
+    columns: Sequence[str] | None = None
     limit: int = 0
 
 
@@ -60,17 +60,16 @@ def run_query(store: Store, query: Query) -> Iterator[pa.RecordBatch]:
     dataset = store.open(REGIONS)
     names = concept_names(store)
     has_concepts = "concept_ids" in dataset.schema.names
-    unknown = [c for c in query.columns if c not in dataset.schema.names and c not in _NAMED]
+    columns = query.columns or _default_columns(dataset.schema.names)
+    unknown = [c for c in columns if c not in dataset.schema.names and c not in _NAMED]
     if unknown:
         raise ConfigError(
             f"no column {unknown[0]!r}; there are {', '.join((*dataset.schema.names, *_NAMED))}"
         )
-    if not has_concepts and any(c in _NAMED for c in query.columns):
+    if not has_concepts and any(c in _NAMED for c in columns):
         raise ConfigError("this store keeps no concepts (--concepts none); `tap-data reproject`")
-    stored = [c for c in query.columns if c in dataset.schema.names]
-    needed = [
-        c for c in ("concept_ids", "concept_probs") if any(n in _NAMED for n in query.columns)
-    ]
+    stored = [c for c in columns if c in dataset.schema.names]
+    needed = [c for c in ("concept_ids", "concept_probs") if any(n in _NAMED for n in columns)]
     try:
         scanner = dataset.scanner(
             columns=list(dict.fromkeys([*stored, *needed])),
@@ -81,15 +80,21 @@ def run_query(store: Store, query: Query) -> Iterator[pa.RecordBatch]:
         some = False
         for batch in scanner.to_batches():
             some = True
-            yield _with_names(batch, query.columns, names)
+            yield _with_names(batch, columns, names)
         if not some:
             yield _with_names(
                 pa.record_batch([c.combine_chunks() for c in empty.columns], schema=empty.schema),
-                query.columns,
+                columns,
                 names,
             )
     except (ValueError, OSError) as error:
         raise ConfigError(f"filter {query.filter!r}: {str(error)[:400]}") from error
+
+
+def _default_columns(names: Sequence[str]) -> list[str]:
+    """Concepts where the store keeps them, captions where it has them."""
+    kept = [c for c in DEFAULT_COLUMNS if c in names or (c in _NAMED and "concept_ids" in names)]
+    return kept + [c for c in ("caption", "split") if "split" in names]
 
 
 def concept_names(store: Store) -> list[str]:

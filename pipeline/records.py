@@ -8,7 +8,7 @@ Nothing after a source knows where a region came from. A source is small:
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -45,9 +45,10 @@ class Unit:
         shard_size: bytes of a tar; 0 for a folder.
         names: image file names, one a line (one string: a billion-region run plans 22,000 units).
         image_ids: [N] int64.
-        spans: [N, 4] int64: offset and size of the image, offset and size of its annotations, in
-            the tar; sizes only (offsets -1) in a folder.
-        rejects: what the index alone showed to be unusable; such a unit has no images.
+        spans: [N, K] int64: where the source finds each image and its annotations. SA-1B: offset
+            and size of both, in the tar; sizes only (offsets -1) in a folder.
+        rejects: what the index alone showed to be unusable, stage `index`; such a unit has no
+            images and goes to the driver (ledger.py), not to a worker.
     """
 
     shard: str
@@ -96,6 +97,7 @@ class RegionRecord:
         area: pixels of the mask, or of the box.
         predicted_iou, stability_score: as the source states them.
         caption: as cleaned by the source.
+        caption_raw: as in the source's file.
     """
 
     ordinal: int
@@ -107,11 +109,12 @@ class RegionRecord:
     predicted_iou: float | None = None
     stability_score: float | None = None
     caption: str | None = None
+    caption_raw: str | None = None
 
 
 @dataclass(slots=True)
 class ImageRecord:
-    """One image with its usable regions."""
+    """One image with its usable regions; `split` is a word of schemas/tables.py or None."""
 
     image_id: int
     file_name: str
@@ -119,12 +122,23 @@ class ImageRecord:
     height: int
     jpeg: bytes
     regions: list[RegionRecord] = field(default_factory=list)
+    split: str | None = None
 
 
 class Source(Protocol):
-    """A data set the engine can build from; instances travel to workers, so keep them small."""
+    """A data set the engine can build from; instances travel to workers, so keep them small.
+
+    Attributes:
+        name: of schemas/keys.py; part of every key.
+        captioned: whether its regions have captions and its images a split; decides columns.
+    """
 
     name: str
+    captioned: bool
+
+    def settings(self) -> dict[str, Any]:
+        """What of the source decides the rows; part of the store's provenance. JSON values."""
+        ...
 
     def shards(self) -> list[Shard]:
         """What there is, in a stable order; lists, does not read."""

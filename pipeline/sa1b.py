@@ -39,6 +39,8 @@ class Sa1bSource:
         index_folder: where indices of large tars are kept; None reads them each time.
     """
 
+    captioned = False
+
     def __init__(
         self, uris: list[str], name: str = "sa1b", index_folder: str | None = None
     ) -> None:
@@ -52,6 +54,10 @@ class Sa1bSource:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["uris"], state["name"])  # type: ignore[misc]
+
+    def settings(self) -> dict[str, Any]:
+        """Nothing but the files decides the rows, and more of them may come."""
+        return {}
 
     def shards(self) -> list[Shard]:
         """Every tar and every folder with images, each once.
@@ -314,7 +320,7 @@ def _region(
 
 
 def _index_reject(reason: Reason, detail: str, image_id: int | None = None) -> Reject:
-    return Reject(stage=Stage.READ, reason=reason, detail=detail, image_id=image_id)
+    return Reject(stage=Stage.INDEX, reason=reason, detail=detail, image_id=image_id)
 
 
 def _int(value: Any) -> int:

@@ -66,7 +66,7 @@ class UnitBuilder:
         store: where fragments go.
         teacher: loaded; None writes regions without embeddings.
         packer: concept columns; None leaves them out.
-        crop: how regions become crops.
+        crop: how regions become crops; needed with a teacher only.
         threads: of reading, decoding and cropping.
     """
 
@@ -76,7 +76,7 @@ class UnitBuilder:
         store: Store,
         teacher: Teacher | None,
         packer: ConceptPacker | None,
-        crop: CropConfig,
+        crop: CropConfig | None,
         threads: int,
     ) -> None:
         self._source = source
@@ -86,7 +86,9 @@ class UnitBuilder:
         self._crop = crop
         self._threads = threads
         self._regions_schema = regions_schema(
-            teacher.info.embed_dim if teacher else 0, packer.top_k if packer else 0
+            teacher.info.embed_dim if teacher else 0,
+            packer.top_k if packer else 0,
+            captioned=source.captioned,
         )
 
     def __call__(self, unit: Unit) -> UnitResult:
@@ -96,13 +98,13 @@ class UnitBuilder:
             StoreError: the store cannot be written.
             SourceError: the shard is not there any more.
         """
-        result = UnitResult(unit.unit_id, rejects=list(unit.rejects))
+        result = UnitResult(unit.unit_id)
         clock = _Clock(result.seconds)
         rows = _Rows(
-            self._store.writer(IMAGES, images_schema()),
+            self._store.writer(IMAGES, images_schema(captioned=self._source.captioned)),
             self._store.writer(REGIONS, self._regions_schema),
             unit.unit_id,
-            self._source.name,
+            self._source,
             clock,
         )
         try:
@@ -218,6 +220,7 @@ class UnitBuilder:
         clock: "_Clock",
     ) -> Callable[[], tuple[_Embedded, npt.NDArray[np.uint8]]]:
         def run() -> tuple[_Embedded, npt.NDArray[np.uint8]]:
+            assert self._crop is not None
             boxes = np.array([outer_box(region.bbox_xywh) for region in regions], np.int64)
             with clock("crop"):
                 crops = crop_regions(pixels, [region.runs for region in regions], boxes, self._crop)
@@ -259,7 +262,7 @@ class _Rows:
         images: FragmentWriter,
         regions: FragmentWriter,
         unit_id: int,
-        source: str,
+        source: Source,
         clock: "_Clock",
     ) -> None:
         self._images, self._regions = images, regions
@@ -295,7 +298,7 @@ class _Rows:
         ordinals = np.array([region.ordinal for region in regions], np.int64)
         boxes = np.array([region.bbox_xywh for region in regions], np.float32)
         ids = np.full(count, record.image_id, np.int64)
-        return [
+        columns = [
             pa.array(region_key(ids, ordinals)),
             pa.array(ids),
             pa.array([region.region_id for region in regions], pa.int64()),
@@ -309,6 +312,10 @@ class _Rows:
             *derived,
             pa.array([region.caption for region in regions], pa.string()),
         ]
+        if self._source.captioned:
+            columns.append(pa.array([region.caption_raw for region in regions], pa.string()))
+            columns.append(pa.array([record.split] * count, pa.string()))
+        return columns
 
     def _flush_images(self) -> None:
         if not (pending := self._pending_images):
@@ -324,6 +331,8 @@ class _Rows:
             blob_column([record.jpeg for record in records]),
             pa.array([count for _, count in pending], pa.int32()),
         ]
+        if self._source.captioned:
+            columns.append(pa.array([record.split for record in records], pa.string()))
         self._pending_images = []
         with self._clock("write"):
             self._images.write(columns)
@@ -338,7 +347,8 @@ class _Rows:
 
     def _source_column(self, count: int) -> pa.Array:
         indices = pa.array(np.zeros(count, np.int8))
-        return pa.DictionaryArray.from_arrays(indices, pa.array([self._source])).cast(SOURCE_TYPE)
+        names = pa.array([self._source.name])
+        return pa.DictionaryArray.from_arrays(indices, names).cast(SOURCE_TYPE)
 
 
 class _Clock:

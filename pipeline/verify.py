@@ -76,6 +76,9 @@ def verify(
     image_ids, counts = _check_images(images, report)
     say(f"{regions.count_rows():,} regions")
     _check_regions(regions, image_ids, counts, top_k, concepts.count_rows(), report)
+    if "split" in regions.schema.names:
+        say("captions")
+        _check_captions(images, regions, report)
     _check_rejects(rejects, report)
     _check_indices(regions, images, report)
     _check_jpegs(images, jpeg_sample, report)
@@ -103,17 +106,20 @@ def _check_schemas(
     settings = provenance[tables.REGIONS].settings
     teacher, top_k = settings.get("teacher"), int(settings.get("top_k", 0))
     dim = int(teacher["embed_dim"]) if teacher else 0
+    captioned = bool(settings.get("captioned", False))
     problem = None
     try:
-        without_jpeg = [f for f in tables.images_schema() if f.name != "jpeg"]
+        of_images = tables.images_schema(captioned=captioned)
+        of_regions = tables.regions_schema(dim, top_k, captioned=captioned)
+        without_jpeg = [f for f in of_images if f.name != "jpeg"]
         tables.check_columns(images.schema, pa.schema(without_jpeg), tables.IMAGES)
-        tables.check_columns(regions.schema, tables.regions_schema(dim, top_k), tables.REGIONS)
+        tables.check_columns(regions.schema, of_regions, tables.REGIONS)
         tables.check_columns(rejects.schema, tables.rejects_schema(), tables.REJECTS)
         tables.check_columns(concepts.schema, tables.concepts_schema(dim), tables.CONCEPTS)
     except SchemaError as error:
         problem = str(error)
     report.add("columns are those of the contract", problem)
-    vocabulary = settings.get("vocabulary", {}).get("size")
+    vocabulary = settings.get("vocabulary", {}).get("size", 0)
     found = concepts.count_rows()
     report.add(
         "the concepts table holds the whole vocabulary",
@@ -216,9 +222,35 @@ def _check_regions(
             f"region_count {counts[first]}, {found[first]} rows"
         )
     report.add(f"{int(found.sum()):,} regions agree with the images' counts", problem)
-    count("embeddings are finite", not_finite, "are not")
-    count("embeddings have unit length", bad_norm, "do not")
-    count("concepts are known, sorted and probable", bad_concepts, "rows are not")
+    if "embedding" in regions.schema.names:
+        count("embeddings are finite", not_finite, "are not")
+        count("embeddings have unit length", bad_norm, "do not")
+    if top_k:
+        count("concepts are known, sorted and probable", bad_concepts, "rows are not")
+
+
+def _check_captions(
+    images: lance.LanceDataset, regions: lance.LanceDataset, report: Report
+) -> None:
+    empty = regions.count_rows(
+        filter="caption IS NULL OR caption = '' OR caption_raw IS NULL OR caption_raw = ''"
+    )
+    report.add("every region has a caption, clean and raw", f"{empty:,} do not" if empty else None)
+    for table, dataset in ((tables.IMAGES, images), (tables.REGIONS, regions)):
+        words = set(dataset.to_table(columns=["split"]).column("split").unique().to_pylist())
+        strange = words - {*tables.SPLITS, None}
+        report.add(
+            f"every split in {table} is a known word",
+            f"found {', '.join(sorted(strange))}" if strange else None,
+        )
+    differing = 0
+    for split in (*tables.SPLITS, None):
+        where = "split IS NULL" if split is None else f"split = '{split}'"
+        counts = images.to_table(columns=["region_count"], filter=where).column(0)
+        differing += abs(sum(counts.to_numpy().tolist()) - regions.count_rows(filter=where))
+    report.add(
+        "regions are of their images' splits", f"{differing:,} are not" if differing else None
+    )
 
 
 def _region_batches(regions: lance.LanceDataset, top_k: int) -> Iterator[pa.RecordBatch]:

@@ -10,6 +10,7 @@ from enum import StrEnum
 class Stage(StrEnum):
     """Where in the flow a thing was set aside."""
 
+    INDEX = "index"
     READ = "read"
     DECODE = "decode"
     CROP = "crop"
@@ -44,9 +45,8 @@ class Reason(StrEnum):
 BOOKKEEPING = frozenset({Reason.UNIT_EMPTY})
 """Rows that mark a finished unit without images; they are not counted as losses."""
 
-
-FOUND_BY_INDEX = frozenset({Reason.ANNOTATIONS_MISSING, Reason.IMAGE_MISSING, Reason.BAD_NAME})
-"""Half a pair: when the other half appears later, the image is built after all."""
+HALF_PAIRS = frozenset({Reason.ANNOTATIONS_MISSING, Reason.IMAGE_MISSING})
+"""When the other half appears later, the image is built after all and the row removed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

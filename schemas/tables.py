@@ -15,6 +15,10 @@ IMAGES, REGIONS, CONCEPTS, REJECTS, MIXTURE = "images", "regions", "concepts", "
 
 SOURCE_TYPE = pa.dictionary(pa.int8(), pa.string())
 
+SPLITS = ("train", "val", "test")
+"""Words of a `split` column, null where the data set's split does not name the image. Plain text:
+Arrow cannot join the dictionaries that Lance returns for columns with nulls."""
+
 
 def table_uri(store: str, table: str) -> str:
     """Path or URI of a table inside a store."""
@@ -25,33 +29,38 @@ def _field(name: str, type_: pa.DataType, *, null: bool = False, unit: str = "")
     return pa.field(name, type_, nullable=null, metadata={"unit": unit} if unit else None)
 
 
-def images_schema() -> pa.Schema:
-    """One row an image; `jpeg` holds the file's own bytes (stored as a Lance blob)."""
-    return pa.schema(
-        [
-            _field("image_id", pa.int64()),
-            _field("source", SOURCE_TYPE),
-            _field("unit", pa.int64()),
-            _field("file_name", pa.string()),
-            _field("width", pa.int32(), unit="px"),
-            _field("height", pa.int32(), unit="px"),
-            _field("jpeg", pa.large_binary()),
-            _field("region_count", pa.int32()),
-        ]
-    )
+def images_schema(*, captioned: bool = False) -> pa.Schema:
+    """One row an image; `jpeg` holds the file's own bytes (stored as a Lance blob).
+
+    Args:
+        captioned: adds `split`, a word of SPLITS or null.
+    """
+    fields = [
+        _field("image_id", pa.int64()),
+        _field("source", SOURCE_TYPE),
+        _field("unit", pa.int64()),
+        _field("file_name", pa.string()),
+        _field("width", pa.int32(), unit="px"),
+        _field("height", pa.int32(), unit="px"),
+        _field("jpeg", pa.large_binary()),
+        _field("region_count", pa.int32()),
+    ]
+    return pa.schema(fields + [_field("split", pa.string(), null=True)] * captioned)
 
 
-def regions_schema(embedding_dim: int, top_k: int) -> pa.Schema:
+def regions_schema(embedding_dim: int, top_k: int, *, captioned: bool = False) -> pa.Schema:
     """One row a mask or box.
 
     Args:
         embedding_dim: D, width of the teacher's embedding; 0 leaves the embedding out.
         top_k: K, how many concepts are kept; 0 leaves the concept columns out.
+        captioned: adds `caption_raw` and `split`.
 
     Columns that need explaining: `key` see keys.py; `rle` COCO compressed counts, null for
     boxes; `embedding` L2-normalised float16 [D]; `concept_ids` uint16 [K] most probable first;
     `concept_probs` float16 [K] probabilities of the full distribution, not renormalised;
-    `concept_entropy` of the full distribution; `caption` null where the source has none.
+    `concept_entropy` of the full distribution; `caption` null where the source has none, cleaned
+    where it has one; `caption_raw` as in the source's file; `split` as in `images`.
     """
     fields = [
         _field("key", pa.int64()),
@@ -70,6 +79,9 @@ def regions_schema(embedding_dim: int, top_k: int) -> pa.Schema:
     if embedding_dim and top_k:
         fields += concept_fields(top_k)
     fields.append(_field("caption", pa.string(), null=True))
+    if captioned:
+        fields.append(_field("caption_raw", pa.string(), null=True))
+        fields.append(_field("split", pa.string(), null=True))
     return pa.schema(fields)
 
 
@@ -86,17 +98,18 @@ def concepts_schema(embedding_dim: int) -> pa.Schema:
     """One row a concept; both embeddings unit length, without the logit scale.
 
     `source_embedding` projects the student's prediction, `target_embedding` the teacher's
-    embedding (asymmetric distillation, TAP paper appendix B, Algorithm 1).
+    embedding (asymmetric distillation, TAP paper appendix B, Algorithm 1). A store without a
+    teacher (`embedding_dim` 0) has neither, and no rows.
     """
-    return pa.schema(
-        [
-            _field("concept_id", pa.int32()),
-            _field("name", pa.string()),
-            _field("sources", pa.list_(pa.string())),
-            _field("source_embedding", pa.list_(pa.float32(), embedding_dim)),
-            _field("target_embedding", pa.list_(pa.float32(), embedding_dim)),
-        ]
-    )
+    fields = [
+        _field("concept_id", pa.int32()),
+        _field("name", pa.string()),
+        _field("sources", pa.list_(pa.string())),
+    ]
+    if embedding_dim:
+        vector = pa.list_(pa.float32(), embedding_dim)
+        fields += [_field("source_embedding", vector), _field("target_embedding", vector)]
+    return pa.schema(fields)
 
 
 def rejects_schema() -> pa.Schema:

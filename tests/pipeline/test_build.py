@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -153,9 +154,72 @@ def test_bad_input_is_set_aside_and_good_neighbours_stay(tmp_path, config, ray_l
     }
     assert summary.reject_share == 4 / 7
     stored = rows(config().out, REJECTS)
-    # two units without an image are marked as done: images 1-3, and what the index found
+    # a unit without an image is marked as done: images 1-3
     assert sorted(stored.column("reason").to_pylist()) == sorted(
-        [*summary.rejects.elements(), "unit_empty", "unit_empty"]
+        [*summary.rejects.elements(), "unit_empty"]
     )
     # once set aside, a thing is not tried again
     assert build(Sa1bSource([str(tar)]), config()).units == 0
+
+
+def test_a_folder_that_grows_builds_only_what_is_new(tmp_path, config, ray_local) -> None:
+    folder = tmp_path / "loose"
+    folder.mkdir()
+    members = scene_members(range(1, 8))
+    late = ("sa_5.jpg", "sa_5.json", "sa_6.jpg", "sa_7.json")
+    for name in members.keys() - set(late):
+        (folder / name).write_bytes(members[name])
+
+    def run():
+        return build(Sa1bSource([str(folder)]), replace(config(), teacher=None))
+
+    def halves() -> list[tuple[str, int]]:
+        found = Store(config().out).open(REJECTS).to_table().to_pylist()
+        assert {row["stage"] for row in found} == {"index"}
+        return sorted((row["reason"], row["image_id"]) for row in found)
+
+    first = run()
+    assert (first.images, dict(first.rejects)) == (
+        4,
+        {"annotations_missing": 1, "image_missing": 1},
+    )
+    assert halves() == [("annotations_missing", 7), ("image_missing", 6)]
+    # another photo is half a pair now: its row comes, the others are not written again
+    (folder / "sa_5.json").write_bytes(members["sa_5.json"])
+    second = run()
+    assert (second.images, second.units, dict(second.rejects)) == (0, 0, {"image_missing": 1})
+    assert halves() == [("annotations_missing", 7), ("image_missing", 5), ("image_missing", 6)]
+    (folder / "sa_5.jpg").write_bytes(members["sa_5.jpg"])
+    (folder / "sa_6.jpg").write_bytes(members["sa_6.jpg"])
+    third = run()
+    assert (third.images, third.built_before, third.rejects.total()) == (2, 4, 0)
+    assert halves() == [("annotations_missing", 7)], "whole pairs are rejects no more"
+    assert run().units == 0
+    stored = rows(config().out, REGIONS, ["key", "rle"]).to_pylist()
+    assert [row["key"] for row in stored] == [
+        region_key(image, ordinal) for image in range(1, 7) for ordinal in range(5)
+    ]
+
+
+def test_folders_of_one_name_and_repeated_images_lose_nothing(tmp_path, config, ray_local) -> None:
+    members = scene_members([1, 2, 3, 4])
+    for place, numbers in (("a", (1, 2)), ("b", (3, 4))):
+        folder = tmp_path / place / "images"
+        folder.mkdir(parents=True)
+        for number in numbers:
+            (folder / f"sa_{number}.jpg").write_bytes(members[f"sa_{number}.jpg"])
+        (folder / f"sa_{numbers[0]}.json").write_bytes(members[f"sa_{numbers[0]}.json"])
+    # a second file of image 1: one of them is built, although the other is a reject of its id
+    again = tmp_path / "a" / "images"
+    (again / "x_1.jpg").write_bytes(members["sa_1.jpg"])
+    (again / "x_1.json").write_bytes(members["sa_1.json"])
+    source = Sa1bSource([str(tmp_path / "a" / "images"), str(tmp_path / "b" / "images")])
+    for units in (2, 0):
+        assert build(source, replace(config(), teacher=None)).units == units
+    found = rows(config().out, REJECTS, ["reason", "image_id"]).to_pylist()
+    assert sorted((row["reason"], row["image_id"]) for row in found) == [
+        ("annotations_missing", 2),
+        ("annotations_missing", 4),
+        ("duplicate_image", 1),
+    ]
+    assert rows(config().out, IMAGES, ["image_id"]).column(0).to_pylist() == [1, 3]

@@ -163,7 +163,7 @@ def test_a_unit_without_images_is_done_by_its_reject_row(store) -> None:
 def test_rejected_images_are_done_but_half_pairs_are_not(store) -> None:
     rejects = [
         Reject(stage=Stage.DECODE, reason=Reason.IMAGE_UNREADABLE, detail="", image_id=55),
-        Reject(stage=Stage.READ, reason=Reason.ANNOTATIONS_MISSING, detail="", image_id=56),
+        Reject(stage=Stage.INDEX, reason=Reason.ANNOTATIONS_MISSING, detail="", image_id=56),
         Reject(stage=Stage.READ, reason=Reason.MASK_EMPTY, detail="", image_id=57, region_id=1),
     ]
     with Ledger(store) as ledger:
