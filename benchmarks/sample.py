@@ -14,16 +14,15 @@ import time
 
 import cv2
 
-from tap_engine.pipeline.sample_world import SampleConfig, SceneName, draw_scene
+from tap_engine.pipeline.sample_files import SceneName, draw_scene
 
 
 def measure(size: int, scenes: int) -> str:
-    config = SampleConfig(size=size)
-    draw_scene(SceneName(1, "train", 0), config)
+    draw_scene(SceneName(1, "train", 0), size)
     wall, cpu, regions, bytes_ = [], [], 0, 0
     for index in range(scenes):
         began, began_cpu = time.perf_counter(), time.thread_time()
-        drawn = draw_scene(SceneName(1, "train", index), config)
+        drawn = draw_scene(SceneName(1, "train", index), size)
         wall.append(time.perf_counter() - began)
         cpu.append(time.thread_time() - began_cpu)
         regions += len(drawn.truth)

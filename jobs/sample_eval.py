@@ -12,8 +12,8 @@ from PIL import Image
 
 from tap_engine.model.image_input import Rgb, to_rgb
 from tap_engine.pipeline.sample_captions import compose_captions
+from tap_engine.pipeline.sample_files import JPEG_QUALITY, SceneName
 from tap_engine.pipeline.sample_scene import OBJECT, Scene
-from tap_engine.pipeline.sample_world import JPEG_QUALITY, SceneName
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
 from tap_engine.train.eval_sets import EvalSet
 from tap_engine.train.ground_truth import Category, GroundTruth, ImageRecord, region_table

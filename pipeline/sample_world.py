@@ -27,17 +27,21 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tap_engine.pipeline.sample_captions import compose_captions
-from tap_engine.pipeline.sample_concepts import SAMPLE_DATA, concept_groups, drawings, select
-from tap_engine.pipeline.sample_scene import Scene, SceneRegion, render_scene
+from tap_engine.pipeline.sample_concepts import SAMPLE_DATA, select
+from tap_engine.pipeline.sample_files import (
+    JPEG_QUALITY,
+    PARTS,
+    SCENES_PER_PART,
+    Drawn,
+    SceneName,
+    draw_scene,
+)
 from tap_engine.pipeline.sample_sprites import load_sprites
 from tap_engine.pipeline.sample_truth import truth_schema
 from tap_engine.schemas.errors import ConfigError
-from tap_engine.schemas.keys import pack_image_id
 from tap_engine.schemas.provenance import Provenance, software
 
 RENDERER_VERSION = 1
@@ -45,14 +49,10 @@ RENDERER_VERSION = 1
 
 SHARD_SCENES = 512
 
-JPEG_QUALITY = 90
-
 MAX_SEED = 80_000
 
 REGION_DESCRIPTIONS = "region_descriptions.json"
 
-_SCENES_PER_PART = 10_000_000
-_PARTS = ("train", "validation", "captioned-train", "captioned-validation")
 _TASK_SCENES = 8
 
 
@@ -79,9 +79,9 @@ class SampleConfig:
     def __post_init__(self) -> None:
         """Refuse what cannot be drawn or numbered."""
         for name in ("scenes", "validation", "captioned"):
-            if not 0 <= getattr(self, name) < _SCENES_PER_PART:
+            if not 0 <= getattr(self, name) < SCENES_PER_PART:
                 raise ConfigError(
-                    f"sample.{name} must be in 0..{_SCENES_PER_PART - 1}, "
+                    f"sample.{name} must be in 0..{SCENES_PER_PART - 1}, "
                     f"got {getattr(self, name)!r}"
                 )
         if not 128 <= self.size <= 2048:
@@ -99,44 +99,6 @@ class SampleConfig:
             "captioned-train": self.captioned - held_out,
             "captioned-validation": held_out,
         }
-
-
-@dataclass(frozen=True, slots=True)
-class SceneName:
-    """Which scene of the sample world: everything about it follows from these numbers."""
-
-    seed: int
-    part: str
-    index: int
-
-    @property
-    def number(self) -> int:
-        """Image number, unique over seeds, splits and layouts; 1 is the first of seed 0."""
-        part = _PARTS.index(self.part)
-        return (self.seed * 10 + part) * _SCENES_PER_PART + self.index + 1
-
-    def generator(self, purpose: int = 0) -> np.random.Generator:
-        """The scene's own random numbers; another stream for each purpose."""
-        return np.random.default_rng([self.seed, _PARTS.index(self.part), self.index, purpose])
-
-    def render(self, size: int, groups: tuple[str, ...] = ()) -> Scene:
-        """Draw it."""
-        return render_scene(self.generator(), size, select(groups))
-
-    @property
-    def split(self) -> str:
-        """The word "train" or "validation"."""
-        return self.part.removeprefix("captioned-")
-
-
-@dataclass(frozen=True, slots=True)
-class Drawn:
-    """A scene as files: its JPEG, its annotations, its rows of the truth table."""
-
-    number: int
-    jpeg: bytes
-    annotations: dict[str, Any]
-    truth: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,106 +168,6 @@ def copy_shipped_scenes(out: Path) -> None:
     shutil.copytree(SAMPLE_DATA / "scenes", out, dirs_exist_ok=True)
 
 
-def draw_scene(name: SceneName, config: SampleConfig) -> Drawn:
-    """One scene as files."""
-    scene = name.render(config.size, config.groups)
-    bgr = cv2.cvtColor(scene.image_rgb, cv2.COLOR_RGB2BGR)
-    jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-    if name.part.startswith("captioned"):
-        return _as_visual_genome(name, scene, jpeg)
-    return _as_sa1b(name, scene, jpeg)
-
-
-def _as_sa1b(name: SceneName, scene: Scene, jpeg: bytes) -> Drawn:
-    height, width = scene.image_rgb.shape[:2]
-    ids = [name.number * 1000 + ordinal for ordinal in range(1, len(scene.regions) + 1)]
-    annotations = []
-    for annotation_id, region in zip(ids, scene.regions, strict=True):
-        left, top, box_width, box_height = region.bbox_xywh
-        annotations.append(
-            {
-                "id": annotation_id,
-                "segmentation": {"size": [height, width], "counts": region.counts.decode()},
-                # SA-1B's own boxes are one less in width and height than their masks.
-                "bbox": [left, top, box_width - 1, box_height - 1],
-                "area": region.area,
-                # The masks are exact, not predicted.
-                "predicted_iou": 1.0,
-                "stability_score": 1.0,
-                "point_coords": [list(region.point_xy)],
-                "crop_box": [0, 0, width, height],
-            }
-        )
-    image = {
-        "image_id": name.number,
-        "width": width,
-        "height": height,
-        "file_name": f"sa_{name.number}.jpg",
-    }
-    truth = [
-        _truth_row(
-            name,
-            "sample",
-            region_id,
-            region,
-            parent_id=ids[region.parent] if region.parent >= 0 else None,
-        )
-        for region_id, region in zip(ids, scene.regions, strict=True)
-    ]
-    return Drawn(name.number, jpeg, {"image": image, "annotations": annotations}, truth)
-
-
-def _as_visual_genome(name: SceneName, scene: Scene, jpeg: bytes) -> Drawn:
-    height, width = scene.image_rgb.shape[:2]
-    regions, truth = [], []
-    captions = compose_captions(scene, name.generator(1))
-    for ordinal, (index, phrase) in enumerate(captions, 1):
-        region = scene.regions[index]
-        region_id = name.number * 1000 + ordinal
-        left, top, box_width, box_height = region.bbox_xywh
-        regions.append(
-            {
-                "region_id": region_id,
-                "image_id": name.number,
-                "x": left,
-                "y": top,
-                "width": box_width,
-                "height": box_height,
-                "phrase": phrase,
-            }
-        )
-        truth.append(_truth_row(name, "vg", region_id, region, caption=phrase))
-    image = {"image_id": name.number, "width": width, "height": height, "url": None}
-    image |= {"coco_id": None, "flickr_id": None}
-    return Drawn(name.number, jpeg, {"image": image, "regions": regions}, truth)
-
-
-def _truth_row(
-    name: SceneName,
-    source: str,
-    region_id: int,
-    region: SceneRegion,
-    *,
-    parent_id: int | None = None,
-    caption: str | None = None,
-) -> dict[str, Any]:
-    return {
-        "image_id": pack_image_id(source, name.number),
-        "region_id": region_id,
-        "source": source,
-        "split": name.split,
-        "kind": region.kind,
-        "concept": region.concept,
-        "concept_group": concept_groups()[region.concept],
-        "glyph": drawings()[region.drawing].glyph if region.drawing >= 0 else None,
-        "tint": region.tint,
-        "visibility": region.visibility,
-        "area": region.area,
-        "parent_id": parent_id,
-        "caption": caption,
-    }
-
-
 @dataclass(frozen=True, slots=True)
 class _Block:
     """Scenes that are written together."""
@@ -343,7 +205,7 @@ def _blocks(out: Path, config: SampleConfig) -> Iterator[_Block]:
             indices = range(start, min(start + SHARD_SCENES, count))
             names = tuple(SceneName(config.seed, part, index) for index in indices)
             # Shard names, too, differ between seeds and splits: stores tell shards apart by them.
-            half = _PARTS.index(part) % 2
+            half = PARTS.index(part) % 2
             stem = f"{config.seed * 10_000 + half * 5_000 + position:06}"
             if part.startswith("captioned"):
                 yield _Block(out / "visual_genome" / "blocks" / f"vg_{stem}.json", names)
@@ -429,7 +291,7 @@ def _drawing(
 ) -> Iterator[Callable[[tuple[SceneName, ...]], Iterable[Drawn]]]:
     """A function from scene names to drawn scenes in the same order, on several processes."""
     if workers == 1:
-        yield lambda names: (draw_scene(name, config) for name in names)
+        yield lambda names: (draw_scene(name, config.size, config.groups) for name in names)
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
@@ -450,7 +312,7 @@ def _in_order(
 
 
 def _draw_scenes(names: tuple[SceneName, ...], config: SampleConfig) -> list[Drawn]:
-    return [draw_scene(name, config) for name in names]
+    return [draw_scene(name, config.size, config.groups) for name in names]
 
 
 def _one_thread() -> None:

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from tap_engine.pipeline.crop import CropConfig, crop_regions, decode_image
+from tap_engine.pipeline.sample_files import JPEG_QUALITY, SceneName
 from tap_engine.pipeline.sample_layout import TINTS
 from tap_engine.pipeline.sample_scene import OBJECT, PART, STUFF_KIND
-from tap_engine.pipeline.sample_world import JPEG_QUALITY, SceneName
 from tap_engine.schemas import rle
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
 

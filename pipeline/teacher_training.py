@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tap_engine.pipeline.concepts import SOURCE_TEMPLATES, TARGET_TEMPLATES
 from tap_engine.pipeline.sample_accuracy import AccuracyRow, accuracy_rows
 from tap_engine.pipeline.sample_concepts import concept_groups
+from tap_engine.pipeline.sample_files import SceneName
 from tap_engine.pipeline.sample_sprites import load_sprites
 from tap_engine.pipeline.sample_teacher import (
     CROPS,
@@ -30,7 +31,7 @@ from tap_engine.pipeline.sample_teacher import (
     write_config,
     write_teacher,
 )
-from tap_engine.pipeline.sample_world import RENDERER_VERSION, SceneName
+from tap_engine.pipeline.sample_world import RENDERER_VERSION
 from tap_engine.pipeline.teacher import LOCAL_FOLDER, open_tokenizer
 from tap_engine.pipeline.teacher_crops import KINDS, TINT_WORDS, LabelledCrops, prepare_crops
 from tap_engine.schemas.errors import ConfigError

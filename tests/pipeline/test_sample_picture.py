@@ -5,6 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from tap_engine.pipeline.sample_files import SceneName
 from tap_engine.pipeline.sample_picture import (
     PictureRegion,
     PictureScene,
@@ -12,7 +13,6 @@ from tap_engine.pipeline.sample_picture import (
     draw_scene,
     read_scenes,
 )
-from tap_engine.pipeline.sample_world import SceneName
 from tap_engine.pipeline.store import Store
 from tap_engine.schemas import rle
 from tap_engine.schemas.errors import StoreError

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 
 from tap_engine.jobs import sample_commands
 from tap_engine.pipeline import sample_world
+from tap_engine.pipeline.sample_files import SceneName
 from tap_engine.pipeline.sample_truth import read_truth
-from tap_engine.pipeline.sample_world import SampleConfig, SceneName, write_sample_world
+from tap_engine.pipeline.sample_world import SampleConfig, write_sample_world
 from tap_engine.schemas import rle
 from tap_engine.schemas.errors import ConfigError, SchemaError, SourceError
 from tap_engine.schemas.keys import MAX_SOURCE_ID, pack_image_id

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tap_engine.pipeline import teacher_training
+from tap_engine.pipeline.sample_files import SceneName
 from tap_engine.pipeline.sample_teacher import CROPS, new_model
-from tap_engine.pipeline.sample_world import SceneName
 from tap_engine.pipeline.teacher import Teacher, TeacherConfig, open_tokenizer
 from tap_engine.pipeline.teacher_crops import KINDS, crop_scene, prepare_crops
 from tap_engine.pipeline.teacher_training import (
