@@ -90,6 +90,8 @@ class DecoderConfig:
         token_std: initial standard deviation of the nine learned tokens.
         copy_init: value and output projections start as an orthogonal matrix and its transpose,
             so that an attention first copies what it looks at (official: PyTorch's default).
+        detail: add the encoder's features of stride 8 and 4 to the mask features while they are
+            upscaled (official: none; SAM 2 does). Convolutional encoder only.
     """
 
     depth: int = 2
@@ -103,6 +105,7 @@ class DecoderConfig:
     mask_bias: bool = False
     token_std: float = 1.0
     copy_init: bool = False
+    detail: bool = False
 
     def __post_init__(self) -> None:
         _positive(self, "depth", "num_heads", "mlp_dim", "sem_hidden_dim", "sem_embed_dim")
@@ -192,6 +195,11 @@ class TapConfig:
                 f"over decoder.num_heads {heads}"
             )
         if isinstance(self.encoder, VitConfig):
+            if self.decoder.detail:
+                raise ConfigError(
+                    "decoder.detail needs features of stride 4 and 8, which the ViT encoder has "
+                    "not; leave it False, or take a convolutional encoder (preset tiny)"
+                )
             _divisible(
                 "the patch grid", self.grid_size, "encoder.window_size", self.encoder.window_size
             )
@@ -296,6 +304,7 @@ PRESETS: Mapping[str, TapConfig] = {
             mask_bias=True,
             token_std=0.5,
             copy_init=True,
+            detail=True,
         ),
         text=TextConfig(depth=4, embed_dim=128, num_heads=4, vocab_size=1024, dropout=0.1),
         fourier_scale=0.25,

@@ -66,20 +66,23 @@ class Trunk(nn.Module):
             stages.append(nn.Sequential(*blocks))
         self.layer1, self.layer2, self.layer3, self.layer4 = stages
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, 3, S, S] -> the last three stages: [B, 8w | 16w | 32w, S / 8 | 16 | 32, ...]."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[B, 3, S, S] -> its four stages: [B, 4w | 8w | 16w | 32w, S / 4 | 8 | 16 | 32, ...]."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
         x = F.avg_pool2d(F.relu(self.bn3(self.conv3(x))), 2)
-        stride8 = self.layer2(self.layer1(x))
+        stride4 = self.layer1(x)
+        stride8 = self.layer2(stride4)
         stride16 = self.layer3(stride8)
-        return stride8, stride16, self.layer4(stride16)
+        return stride4, stride8, stride16, self.layer4(stride16)
 
 
 class ConvnetEncoder(nn.Module):
     """Normalised images -> image embedding."""
 
-    def __init__(self, config: ConvnetConfig, *, image_size: int, out_dim: int) -> None:
+    def __init__(
+        self, config: ConvnetConfig, *, image_size: int, out_dim: int, detail: bool = False
+    ) -> None:
         super().__init__()
         self.trunk = Trunk(config.layers, config.width)
         channels = [config.width * _EXPANSION << stage for stage in (1, 2, 3)]
@@ -90,19 +93,39 @@ class ConvnetEncoder(nn.Module):
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(out_dim)
+        # As wide as the decoder's mask features at these strides.
+        fine = [(8, out_dim // 4), (4, out_dim // 8)]
+        self.detail = (
+            nn.ModuleList(nn.Conv2d(config.width * stride, c, 1) for stride, c in fine)
+            if detail
+            else None
+        )
         self.activation_checkpointing = False
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, S, S] normalised -> [B, out_dim, S/16, S/16]."""
+        """[B, 3, S, S] normalised -> [B, out_dim or 4 * out_dim, S/16, S/16].
+
+        With `detail` the features of stride 8 and 4 follow, the pixels of a cell as its channels:
+        `pixel_unshuffle` by 2 and by 4, out_dim and 2 * out_dim channels. One tensor stays all
+        there is to keep of an image.
+        """
         # Channels last in memory: a fifth less time on a CPU.
         images = images.contiguous(memory_format=torch.channels_last)
         size = (images.shape[-2] // IMAGE_STRIDE, images.shape[-1] // IMAGE_STRIDE)
-        levels = [conv(x) for conv, x in zip(self.lateral, self.trunk(images), strict=True)]
+        stride4, *coarser = self.trunk(images)
+        levels = [conv(x) for conv, x in zip(self.lateral, coarser, strict=True)]
         x = torch.stack([_resample(level, size) for level in levels]).sum(0)
         tokens = x.flatten(2).transpose(1, 2) + self.pos_embed.weight
         for block in self.blocks:
             tokens = run_block(block, tokens, recompute=self.activation_checkpointing)
-        return self.norm(tokens).transpose(1, 2).unflatten(-1, size)
+        embedding = self.norm(tokens).transpose(1, 2).unflatten(-1, size)
+        if self.detail is None:
+            return embedding
+        fine = [
+            F.pixel_unshuffle(conv(x), cells)
+            for conv, x, cells in zip(self.detail, (coarser[0], stride4), (2, 4), strict=True)
+        ]
+        return torch.cat([embedding, *fine], 1)
 
     @torch.no_grad()
     def load_trunk(self, image_tower: dict[str, Tensor]) -> None:

@@ -1,17 +1,25 @@
-"""Starts the image encoder from weights of others: MAE fits, SAM is refused with the reason.
+"""Starts from weights that do not fit as they are: a MAE encoder, our model at another size.
+
+SAM's encoder is refused with the reason.
 
 Nothing here runs code from a file: `.pth` files go through torch's weights-only reader.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tap_engine.model.checkpoint import require_same_shapes
+from tap_engine.model.checkpoint import (
+    load_weights,
+    read_card,
+    require_same_shapes,
+)
+from tap_engine.model.convnet_encoder import ConvnetEncoder
 from tap_engine.model.image_encoder import VitEncoder, resize_positions
+from tap_engine.model.tap import TapModel
 from tap_engine.schemas.errors import CheckpointError
 
 
@@ -96,6 +104,39 @@ def initialise_encoder(encoder: VitEncoder, path: str | Path) -> EncoderReport:
         fresh=tuple(sorted(parameters - taken.keys())),
         unused=tuple(sorted(weights.keys() - taken.keys())),
     )
+
+
+@torch.no_grad()
+def start_from(model: TapModel, path: str | Path, *, text: bool = True) -> tuple[int, int] | None:
+    """`load_weights`, but the position table is resized where the image size differs.
+
+    A training may so begin at a low resolution, where a step costs a third, and go on at the final
+    one. Only the convolutional encoder's one table is resized: a ViT's blocks have tables of their
+    own, which belong to the window and the grid.
+
+    Args:
+        model: filled in place.
+        path: checkpoint file or folder.
+        text: False leaves the text decoder as it is.
+
+    Returns:
+        (from, to) px of the image size, if they differ.
+
+    Raises:
+        CheckpointError: another network.
+    """
+    size, found = model.config.image_size, read_card(path).config.image_size
+    if found == size or not isinstance(model.image_encoder, ConvnetEncoder):
+        load_weights(model, path, text=text)
+        return None
+    other = TapModel(replace(model.config, image_size=found))
+    load_weights(other, path, text=text)
+    state, table = other.state_dict(), "image_encoder.pos_embed.weight"
+    state[table] = resize_positions(state[table], model.config.grid_size)
+    for name, value in model.state_dict().items():
+        if text or not name.startswith("text_decoder."):
+            value.copy_(state[name])
+    return found, size
 
 
 def _in_mae(name: str) -> bool:

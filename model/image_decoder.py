@@ -228,6 +228,7 @@ class ImageDecoder(nn.Module):
 
     def __init__(self, dim: int, config: DecoderConfig) -> None:
         super().__init__()
+        self.dim, self.detail = dim, config.detail
         self.transformer = TwoWayTransformer(dim, config)
         self.iou_token = nn.Embedding(1, dim)
         self.sem_tokens = nn.Embedding(NUM_OUTPUTS, dim)
@@ -253,11 +254,12 @@ class ImageDecoder(nn.Module):
         """All candidates of all prompts.
 
         Args:
-            image: [B, D, h, w] image embeddings.
+            image: [B, D, h, w] image embeddings; [B, 4 * D, h, w] with `config.detail`.
             image_pos: [h, w, D] the grid's position code.
             prompts: [B, P, K, D] prompt tokens.
         """
         batch, count = prompts.shape[:2]
+        image, fine = image[:, : self.dim], image[:, self.dim :]
         grid_hw = image.shape[-2:]
         # Semantic tokens first, then IoU, then masks: the official order.
         learned = torch.cat(
@@ -272,7 +274,7 @@ class ImageDecoder(nn.Module):
         sem_tokens, iou_token, mask_tokens, _ = tokens.split(
             [NUM_OUTPUTS, 1, NUM_OUTPUTS, prompts.shape[2]], dim=2
         )
-        mask_logits = run_block(self._masks, mask_tokens, cells, recompute=recompute)
+        mask_logits = run_block(self._masks, mask_tokens, cells, fine, recompute=recompute)
         return RegionOutput(
             mask_logits=_cells_to_pixels(mask_logits, grid_hw),
             iou_pred=self.iou_pred(iou_token.squeeze(2)),
@@ -281,14 +283,40 @@ class ImageDecoder(nn.Module):
             sem_embeds=self.sem_pred(sem_tokens),
         )
 
-    def _masks(self, mask_tokens: Tensor, cells: Tensor) -> Tensor:
-        """[B, P, 4, D], [B, P, N, D] -> [B, P, 4, N * 16] logits, quarters of quarters last."""
+    def _masks(self, mask_tokens: Tensor, cells: Tensor, fine: Tensor) -> Tensor:
+        """Logits, quarters of quarters last.
+
+        Args:
+            mask_tokens: [B, P, 4, D].
+            cells: [B, P, N, D].
+            fine: [B, 3 * D or 0, h, w].
+
+        Returns:
+            [B, P, 4, N * 16].
+        """
         kernels = torch.stack(
             [mlp(mask_tokens[:, :, index]) for index, mlp in enumerate(self.mask_pred)], dim=2
         )
-        features = self.output_conv(cells)  # [B, P, N, 4, 4, D / 8]
+        features = self._upscale(cells, fine)
         logits = kernels @ features.flatten(2, 4).transpose(2, 3)
         return logits if self.mask_bias is None else logits + self.mask_bias
+
+    def _upscale(self, cells: Tensor, fine: Tensor) -> Tensor:
+        """-> [B, P, N, 4, 4, D / 8].
+
+        Source of the detail: SAM 2's mask decoder adds features of stride 8 and 4 at these places.
+        """
+        if not self.detail:
+            return self.output_conv(cells)
+        to_half, norm, act, to_quarter, last_act = self.output_conv
+        half, quarter = (
+            fine.flatten(2).transpose(1, 2).unsqueeze(1).split((self.dim, 2 * self.dim), -1)
+        )
+        # A cell's pixels, rows first, as quarters and as quarters of quarters.
+        half = half.unflatten(-1, (-1, 4)).transpose(-1, -2)
+        quarter = quarter.unflatten(-1, (-1, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 5, 7, 3)
+        x = act(norm(to_half(cells) + half))
+        return last_act(to_quarter(x) + quarter.flatten(5, 6).flatten(3, 4))
 
 
 def _cells_to_pixels(x: Tensor, grid_hw: torch.Size) -> Tensor:

@@ -41,7 +41,8 @@ class TapModel(nn.Module):
         if isinstance(config.encoder, VitConfig):
             self.image_encoder = VitEncoder(config.encoder, **sizes)
         else:
-            self.image_encoder = ConvnetEncoder(config.encoder, **sizes)
+            detail = config.decoder.detail
+            self.image_encoder = ConvnetEncoder(config.encoder, detail=detail, **sizes)
         self.prompt_encoder = PromptEncoder(
             config.embed_dim, config.image_size, config.fourier_scale
         )
@@ -79,7 +80,7 @@ class TapModel(nn.Module):
                 smaller images lie top-left in a canvas (see `image_input.fit_image`).
 
         Returns:
-            [B, D, S/16, S/16].
+            [B, D, S/16, S/16]; with `decoder.detail` 3 * D further channels of finer features.
 
         Raises:
             ValueError: another shape.

@@ -90,7 +90,8 @@ class InitConfig:
     """What the weights start from, applied in this order; empty means at random.
 
     Attributes:
-        weights: a checkpoint folder or .safetensors of the same model.
+        weights: a run folder, checkpoint folder or .safetensors of the same model; the tiny model's
+            may have been trained at another image size.
         mae: a MAE ViT checkpoint for the image encoder (the papers' start).
         trunk: for the convolutional encoder: a .safetensors of the teacher's image tower.
         tokenizer: file or folder of the captions' tokenizer; by default the one beside `weights`.

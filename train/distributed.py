@@ -59,7 +59,7 @@ def start(device: str, timeout_minutes: float = 30.0) -> Process:
                 f"{torch.cuda.device_count()}; lower torchrun's --nproc-per-node"
             )
         torch.cuda.set_device(local_rank)
-    if world > 1:
+    if world > 1 and not dist.is_initialized():  # Ray Train has made the group
         timeout = timedelta(minutes=timeout_minutes)
         dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo", timeout=timeout)
     chosen = torch.device("cuda", local_rank) if use_cuda else torch.device("cpu")

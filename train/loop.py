@@ -3,6 +3,7 @@
 import json
 import math
 import signal
+import threading
 import time
 from contextlib import AbstractContextManager, nullcontext
 from itertools import islice
@@ -229,6 +230,8 @@ class StopRequest:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is not threading.main_thread():
+            return self  # signals are the main thread's, which is Ray's in a Ray Train worker
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._notice)
         return self

@@ -283,7 +283,8 @@ class Objective(nn.Module):
             return []
         share = F.adaptive_avg_pool2d(truth, (features.shape[-2], features.shape[-1])).flatten(2)
         share = share / share.sum(-1, keepdim=True).clamp(min=1e-6)
-        pooled = share @ features.float().flatten(2).transpose(1, 2)
+        embedding = features[:, : self.model.config.embed_dim].float()
+        pooled = share @ embedding.flatten(2).transpose(1, 2)
         values = self.concept_loss(self.auxiliary(pooled), batch)
         return [Term("auxiliary", self.losses.auxiliary, values, "pooled")]
 

@@ -44,6 +44,9 @@ class PromptConfig:
     Attributes:
         per_image: prompts an image and stage, at most ("up to 64 sampled prompts per GPU").
         box_share: probability of a box in stage 1, else one point.
+        point_area: share of the image below which a region gets a point less often, in proportion
+            to its area; a pixel's regions are then asked for equally often, where else the
+            smallest of them would be. 0 gives all regions the same share.
         stages: 2, or 1 for boxes and single points alone.
         free_share: probability that stage 2 is non-interactive.
         max_points: points of a prompt at most.
@@ -53,6 +56,7 @@ class PromptConfig:
 
     per_image: int = 64
     box_share: float = 0.5
+    point_area: float = 0.0
     stages: int = 2
     free_share: float = 0.5
     max_points: int = 9
@@ -60,7 +64,7 @@ class PromptConfig:
     box_jitter_px: float = 20.0
 
     def __post_init__(self) -> None:
-        for name in ("box_share", "free_share"):
+        for name in ("box_share", "point_area", "free_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"prompts.{name} must be in [0, 1], got {getattr(self, name)}")
         if self.stages not in (1, 2):
@@ -96,8 +100,13 @@ def first_prompts(
         Prompts of length 2; a point is followed by padding, as at inference.
     """
     corners = jitter_boxes(seeds, boxes_xyxy, image_px, config).view(-1, 2, 2)
-    point = pick_points(seeds, _inside(masks), 1, image_px, stream=1)
-    boxed = (uniform(seeds, 0, 1)[:, 0] < config.box_share) | ~has_mask
+    inside = _inside(masks)
+    point = pick_points(seeds, inside, 1, image_px, stream=1)
+    points_share = torch.full_like(boxes_xyxy[:, 0], 1 - config.box_share)
+    if config.point_area:
+        area = inside.flatten(1).float().mean(1)
+        points_share = points_share * (area / config.point_area).clamp(max=1)
+    boxed = (uniform(seeds, 0, 1)[:, 0] < 1 - points_share) | ~has_mask
     single = torch.cat([point, torch.zeros_like(point)], 1)
     labels = torch.where(
         boxed[:, None],

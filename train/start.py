@@ -5,11 +5,11 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from tap_engine.model.checkpoint import ModelCard, load_weights, read_card
+from tap_engine.model.checkpoint import ModelCard, read_card
 from tap_engine.model.concepts import FILE_NAME as CONCEPTS_FILE
 from tap_engine.model.concepts import ConceptTable
 from tap_engine.model.convnet_encoder import ConvnetEncoder
-from tap_engine.model.encoder_start import initialise_encoder
+from tap_engine.model.encoder_start import initialise_encoder, start_from
 from tap_engine.model.image_encoder import VitEncoder
 from tap_engine.model.tap import TapModel
 from tap_engine.model.text_tokenizer import FILE_NAMES as TOKENIZER_FILES
@@ -53,9 +53,10 @@ def initial_model(
     if init.weights:
         folder = model_folder(Path(init.weights))
         same = _same_text(read_card(folder), config, tokenizer)
-        load_weights(model, folder, text=same)
+        sizes = start_from(model, folder, text=same)
         notes.append(
             f"{init.weights}: all weights set"
+            + (f", positions resized from {sizes[0]} px to {sizes[1]} px" if sizes else "")
             + ("" if same else " but the text decoder's, which starts at random")
         )
     return model, notes

@@ -43,6 +43,7 @@ def test_damaged_json_is_refused(text, message) -> None:
         (lambda: TapConfig(image_size=1000), "multiple of the patch side"),
         (lambda: TapConfig(image_size=512 + 16), "window_size"),
         (lambda: TapConfig(decoder=DecoderConfig(num_heads=3)), "must split over"),
+        (lambda: TapConfig(decoder=DecoderConfig(detail=True)), "the ViT encoder has"),
         (lambda: TapConfig(pixel_std=(1.0, 0.0, 1.0)), "std positive"),
         (lambda: TextConfig(max_seq_len=2), "room for a word"),
         (lambda: preset("tap-xxl"), "expected one of"),
@@ -60,3 +61,4 @@ def test_the_official_sizes_are_the_defaults() -> None:
         assert (config.decoder, config.text) == (official.decoder, official.text)
         assert config.fourier_scale == 1 and not config.decoder.first_residual
         assert not config.decoder.mask_bias and not config.decoder.copy_init
+        assert not config.decoder.detail

@@ -25,7 +25,7 @@ def test_trunk_is_open_clips_image_tower(tower) -> None:
     weights = {k: v for k, v in tower.state_dict().items() if not k.startswith("attnpool.")}
     trunk.load_state_dict(weights)  # names and shapes
     images = torch.randn(2, 3, 64, 96)
-    expected = tower.forward_intermediates(images, indices=[2, 3, 4], intermediates_only=True)
+    expected = tower.forward_intermediates(images, indices=[1, 2, 3, 4], intermediates_only=True)
     for found, level in zip(trunk(images), expected["image_intermediates"], strict=True):
         torch.testing.assert_close(found, level, atol=1e-5, rtol=1e-5)
     assert open_clip.__version__
@@ -61,4 +61,5 @@ def test_sizes_of_the_recipe() -> None:
         "pos_embed": 16 * 16 * 128,
         "blocks": 396_544,
         "norm": 256,
+        "detail": 5_168,
     }

@@ -1,10 +1,14 @@
 import os
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tap_engine.model.encoder_start import initialise_encoder
+from tap_engine.model.checkpoint import ModelCard, save_model
+from tap_engine.model.config import PRESETS
+from tap_engine.model.encoder_start import initialise_encoder, start_from
 from tap_engine.model.image_encoder import resize_positions
+from tap_engine.model.tap import TapModel
 from tap_engine.schemas.errors import CheckpointError
 from tests.model.small import small_model
 
@@ -102,3 +106,20 @@ def test_code_in_a_pth_is_not_run(tmp_path) -> None:
     with pytest.raises(CheckpointError, match="not readable as tensors alone"):
         initialise_encoder(small_model().image_encoder, tmp_path / "evil.pth")
     assert not marker.exists()
+
+
+def test_the_tiny_model_goes_on_at_another_image_size(tmp_path) -> None:
+    small = TapModel(replace(PRESETS["tiny"], image_size=64)).eval()
+    save_model(tmp_path, small.state_dict(), ModelCard(config=small.config))
+    large = TapModel(replace(PRESETS["tiny"], image_size=128)).eval()
+    assert start_from(large, tmp_path) == (64, 128)
+    before, after = small.state_dict(), large.state_dict()
+    table = "image_encoder.pos_embed.weight"
+    assert all(torch.equal(before[name], after[name]) for name in before if name != table)
+    # Cells and prompts still speak of places in the same code.
+    code = large.prompt_encoder.grid_code((8, 8)).flatten(0, 1)
+    assert torch.cosine_similarity(after[table], code).min() > 0.9
+    assert start_from(TapModel(small.config), tmp_path) is None
+    other = TapModel(replace(PRESETS["tiny"], image_size=128, fourier_scale=1.0))
+    with pytest.raises(CheckpointError, match=r"of another shape.*pos_embed"):
+        start_from(other, tmp_path)

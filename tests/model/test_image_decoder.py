@@ -1,7 +1,8 @@
 import torch
+import torch.nn.functional as F
 
 from tap_engine.model.config import DecoderConfig
-from tap_engine.model.image_decoder import ImageDecoder
+from tap_engine.model.image_decoder import ImageDecoder, _cells_to_pixels
 
 
 def make(**settings) -> tuple[ImageDecoder, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -88,3 +89,19 @@ def test_dropout_acts_where_stated() -> None:
     decoder(torch.randn(1, 32, 4, 4), torch.randn(4, 4, 32), torch.randn(1, 2, 2, 32))
     blocks, last = "transformer.blocks.{}.dropout", "transformer.dropout"
     assert calls == [blocks.format(0)] * 2 + [blocks.format(1)] * 3 + [last]
+
+
+def test_detail_is_added_at_its_own_pixels() -> None:
+    """Against the convolutions written plainly, on pixels in rows and columns."""
+    decoder, cells, *_ = make(detail=True)
+    to_half, norm, act, to_quarter, last_act = decoder.output_conv
+    half, quarter = torch.randn(2, 8, 12, 12), torch.randn(2, 4, 24, 24)
+    x = F.conv_transpose2d(cells, to_half.weight, to_half.bias, stride=2) + half
+    x = act(norm(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+    x = F.conv_transpose2d(x, to_quarter.weight, to_quarter.bias, stride=2)
+    expected = last_act(x + quarter)  # [B, D / 8, 4h, 4w]
+
+    fine = torch.cat([F.pixel_unshuffle(half, 2), F.pixel_unshuffle(quarter, 4)], 1)
+    found = decoder._upscale(cells.flatten(2).transpose(1, 2).unsqueeze(1), fine)
+    found = _cells_to_pixels(found.flatten(3, 4).flatten(2, 3).transpose(2, 3), (6, 6)).squeeze(1)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

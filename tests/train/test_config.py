@@ -109,6 +109,7 @@ def test_papers_numbers_of_captions_are_in_the_recipes():
 def test_only_the_tiny_preset_departs_from_the_official_network():
     official = recipe("vit_l_stage1").model.decoder
     assert not official.first_residual and not official.mask_bias and not official.copy_init
+    assert not official.detail and recipe("vit_l_stage1").prompts.point_area == 0
 
 
 def test_batches_divide_over_processes_or_the_error_says_how():

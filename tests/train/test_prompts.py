@@ -192,3 +192,14 @@ def test_without_a_mask_stage_two_clicks_the_predicted_one(regions):
     assert (at[:, 1] >= 9).all() and (at[:, 1] < 14).all()
     assert (kept[:, :2] == torch.tensor([2, 3])).all() and (kept[:, 2:] == PADDING).all()
     assert torch.equal(prompts.points[1000:, :2], first.points[1000:])
+
+
+def test_small_regions_get_fewer_points_where_asked(regions):
+    seeds, masks, boxes, has_mask = regions
+    small = masks.clone()
+    small[:, 4:12, 4:8] = 0  # 16 of 256 cells, a third of the others'
+    mixed = torch.where((torch.arange(2000) % 2 == 0)[:, None, None], small, masks)
+    config = PromptConfig(box_share=0.4, point_area=48 / 256)
+    pointed = ~first_prompts(seeds, mixed, boxes, has_mask, PX, config).is_box
+    assert 0.16 < pointed[::2].float().mean() < 0.24  # 0.6 / 3
+    assert 0.56 < pointed[1::2].float().mean() < 0.64
