@@ -36,10 +36,15 @@ def launch(
 
 
 def _work(config: dict[str, list[str]]) -> None:
-    from tap_engine.jobs.train_cli import app
+    from tap_engine.jobs.train_cli import main
 
     # A worker that starts again goes on from the newest checkpoint: --resume is auto.
-    app(config["arguments"], standalone_mode=False)
+    try:
+        main(config["arguments"], standalone_mode=False)
+    except SystemExit as end:
+        # To Ray a worker that exits is a lost one, and the error is on the worker's screen alone.
+        if end.code:
+            raise RuntimeError(f"tap-train ended with exit code {end.code}") from end
 
 
 if __name__ == "__main__":
