@@ -89,7 +89,7 @@ def make_sprites(out: Path, font: Path | None = None) -> dict[str, Any]:
     """Draw sprites.webp, sprite_parts.png and sprites.json into `out`; returns the json.
 
     Args:
-        out: an existing folder.
+        out: a folder, made where it is missing.
         font: NotoColorEmoji.ttf; looked for where Linux distributions put it by default.
 
     Raises:
@@ -115,6 +115,7 @@ def make_sprites(out: Path, font: Path | None = None) -> dict[str, Any]:
         "pixels": _fingerprint(rgba, parts),
         "glyphs": "".join(drawing.glyph for drawing in drawings()),
     }
+    out.mkdir(parents=True, exist_ok=True)
     Image.fromarray(_join(rgba)).save(
         out / "sprites.webp", lossless=True, exact=True, quality=100, method=6
     )

@@ -8,6 +8,7 @@ from tap_engine.pipeline import sample_sprites
 from tap_engine.pipeline.sample_captions import compose_captions
 from tap_engine.pipeline.sample_concepts import (
     LEFT_OUT_REASONS,
+    SAMPLE_DATA,
     STUFF,
     concept_groups,
     drawings,
@@ -70,6 +71,16 @@ def test_sprites_fill_their_cells_and_divide_into_parts() -> None:
     assert np.array_equal(sprites.parts > 0, inside)
     counts = sprites.parts.reshape(len(drawings()), -1).max(axis=1)
     assert 2 < counts.mean() <= sample_sprites.MAX_PARTS
+
+
+def test_the_data_card_counts_what_the_lists_hold() -> None:
+    card = (SAMPLE_DATA / "README.md").read_text("utf-8")
+    concepts = {drawing.concept for drawing in drawings()}
+    assert f"| things | {len(concepts)} concepts" in card
+    assert f"{len(drawings())} drawings (`concepts.tsv`" in card
+    assert f"| left out | {len(left_out())} drawings" in card
+    for reason, count in Counter(reason for _, reason in left_out().values()).items():
+        assert f" {count} " in card, f"{count} left out as {reason}"
 
 
 def test_a_missing_font_is_named_with_its_package(
