@@ -13,6 +13,7 @@ import argparse
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -62,7 +63,7 @@ WORDS = [
     "grass",
     "sky",
 ]
-ENDS = ("", "", "", "", "", "", " ", ". ", ".", "  ", " ½", " café")
+ENDS = ("", "", "", "", "", "", " ", ". ", ".", " in  a tree", " ½", " café")
 SIDE_WH = (8, 6)
 LINKS_A_FILE = 30_000
 """File systems limit the names of one file, ext4 to 65,000."""
@@ -181,7 +182,7 @@ def main() -> None:
     print(f"region_descriptions.json: {size / 1e6:,.0f} MB", flush=True)
     stops = (
         ("killed while reading", lambda text: "0,000 images" in text),
-        ("killed while building", lambda text: " units, " in text and ", 0/" not in text),
+        ("killed while building", lambda text: re.search(r"\), [1-9][\d,]*/[\d,]+ units", text)),
         ("to the end", None),
     )
     for name, kill_when in stops:

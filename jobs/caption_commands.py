@@ -11,6 +11,7 @@ from tap_engine.jobs.output import FAILED, command_errors
 def register(app: typer.Typer) -> None:
     """Add the commands to `tap-data`."""
     app.command("import-visual-genome")(import_visual_genome)
+    app.command("mix")(mix)
 
 
 def import_visual_genome(
@@ -95,3 +96,82 @@ def import_visual_genome(
             sys.exit(FAILED)
         if print_left_out(summary, max_reject_share):
             sys.exit(REJECTS_ABOVE_LIMIT)
+
+
+def mix(
+    stores: Annotated[
+        list[str], typer.Option(help="Store of SA-1B or of captioned images; repeatable.")
+    ],
+    out: Annotated[str, typer.Option(help="Where table `mixture` goes: a new folder or prefix.")],
+    subsets: Annotated[int, typer.Option(help="How many.")] = 4,
+    regions: Annotated[str, typer.Option(help="Of each subset: 100M, 250k, 5000.")] = "100M",
+    share: Annotated[
+        list[str] | None,
+        typer.Option(help="SOURCE=SHARE of each subset's regions; repeatable. Default: vg=0.04."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 0,
+    storage_option: Annotated[
+        list[str] | None, typer.Option(help="KEY=VALUE for Lance's object store; repeatable.")
+    ] = None,
+) -> None:
+    """Plan CaptionSA-400M: which images each subset trains on; nothing is copied.
+
+    Reads counts of images only. Small stores give small subsets with the same shares.
+    """
+    with command_errors():
+        from tap_engine.jobs.output import parse_pairs
+        from tap_engine.pipeline.filesystem import absolute_uri
+        from tap_engine.pipeline.mixing import (
+            MixConfig,
+            plan_mixture,
+            read_pools,
+            report_lines,
+            write_mixture,
+        )
+        from tap_engine.pipeline.store import Store
+
+        options = dict(parse_pairs(storage_option))
+        config = MixConfig(
+            subsets=subsets,
+            regions=_count(regions),
+            shares=dict(_shares(share or ["vg=0.04"])),
+            seed=seed,
+        )
+        mixture = plan_mixture(
+            read_pools([Store(absolute_uri(store), options) for store in stores]), config
+        )
+        written = write_mixture(Store(absolute_uri(out), options), mixture, config)
+        for line in report_lines(mixture, config):
+            typer.echo(line)
+        typer.echo(
+            f"wrote {mixture.table.num_rows:,} rows to table `mixture` of {out}"
+            if written
+            else f"the same mixture is in {out} already"
+        )
+        typer.echo(f"next: tap-train run --set stream.mixture={out}, with the same stores")
+
+
+def _count(text: str) -> int:
+    from tap_engine.schemas.errors import ConfigError
+
+    factors = {"k": 1_000, "M": 1_000_000, "G": 1_000_000_000}
+    factor = factors.get(text[-1:], 1)
+    try:
+        return round(float(text.rstrip("kMG") if factor > 1 else text) * factor)
+    except (ValueError, OverflowError):
+        raise ConfigError(f"--regions must be a number such as 100M, got {text!r}") from None
+
+
+def _shares(options: list[str]) -> list[tuple[str, float]]:
+    from tap_engine.schemas.errors import ConfigError
+
+    pairs = []
+    for option in options:
+        name, _, value = option.partition("=")
+        try:
+            pairs.append((name, float(value)))
+        except ValueError:
+            raise ConfigError(
+                f"--share must be SOURCE=SHARE such as vg=0.04, got {option!r}"
+            ) from None
+    return pairs

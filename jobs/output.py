@@ -13,9 +13,9 @@ import typer
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tap_engine.pipeline.build import Summary
     from tap_engine.pipeline.estimate import Estimate
     from tap_engine.pipeline.inspection import RegionView, StoreOverview
+    from tap_engine.pipeline.summary import Summary
 
 FAILED = 1
 REJECTS_ABOVE_LIMIT = 3

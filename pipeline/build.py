@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,6 +26,7 @@ from tap_engine.pipeline.planning import Plan, make_plan
 from tap_engine.pipeline.progress import Progress
 from tap_engine.pipeline.records import Source, Unit
 from tap_engine.pipeline.store import Store
+from tap_engine.pipeline.summary import Summary
 from tap_engine.pipeline.teacher import Teacher, TeacherConfig, TeacherInfo, pending_download
 from tap_engine.pipeline.unit_builder import UnitBuilder
 from tap_engine.schemas.errors import (
@@ -36,7 +37,6 @@ from tap_engine.schemas.errors import (
     TapError,
 )
 from tap_engine.schemas.provenance import Provenance, software
-from tap_engine.schemas.rejects import BOOKKEEPING, Reject
 from tap_engine.schemas.tables import (
     CONCEPTS,
     IMAGES,
@@ -59,69 +59,6 @@ a small teacher and the crops in flight (measured below 1.5 GB; benchmarks/resul
 
 _STORAGE_WAITS_S = (1, 10, 60)
 """Pauses before a unit is tried again after its storage failed (beside the clients' own)."""
-
-
-@dataclass
-class Summary:
-    """What a build did.
-
-    Attributes:
-        images, regions, crops: written in this run.
-        built_before: images that were there already.
-        total_images: images asked for, once each.
-        rejects: rows left out in this run, by reason.
-        rejected_images, rejected_regions: of those.
-        seconds: wall time of this run.
-        stage_seconds: work by stage, all workers together.
-        units: units of this run.
-        failed: units that could not be built, with the reason; the next run tries them again.
-    """
-
-    images: int = 0
-    regions: int = 0
-    crops: int = 0
-    built_before: int = 0
-    total_images: int = 0
-    rejects: Counter[str] = field(default_factory=Counter)
-    rejected_images: int = 0
-    rejected_regions: int = 0
-    seconds: float = 0.0
-    stage_seconds: Counter[str] = field(default_factory=Counter)
-    units: int = 0
-    failed: list[str] = field(default_factory=list)
-
-    def add(self, result: UnitResult) -> None:
-        """Count one committed unit."""
-        self.units += 1
-        self.images += result.images
-        self.regions += result.regions
-        self.crops += result.crops
-        self.stage_seconds.update(result.seconds)
-        self.add_rejects(result.rejects)
-
-    def add_rejects(self, rejects: Sequence[Reject]) -> None:
-        """Count committed rejects."""
-        for reject in rejects:
-            if reject.reason in BOOKKEEPING:
-                continue
-            self.rejects[reject.reason] += 1
-            if reject.region_id is None:
-                self.rejected_images += 1
-            else:
-                self.rejected_regions += 1
-
-    @property
-    def reject_share(self) -> float:
-        """Larger of the shares of images and of regions left out in this run."""
-        shares = [
-            left / (left + kept)
-            for left, kept in (
-                (self.rejected_images, self.images),
-                (self.rejected_regions, self.regions),
-            )
-            if left
-        ]
-        return max(shares, default=0.0)
 
 
 def build(source: Source, config: BuildConfig, *, say: Say = print) -> Summary:

@@ -195,7 +195,7 @@ class VisualGenomeSource:
         for index, folder in enumerate(self._folders):
             for entry in list_folder(folder):
                 stem, _, suffix = entry.base_name.rpartition(".")
-                if entry.is_file and suffix == "jpg" and stem.isdecimal():
+                if entry.is_file and suffix == "jpg" and stem.isdecimal() and stem[0] != "0":
                     found.setdefault(int(stem), index)
         return found
 
