@@ -1,7 +1,8 @@
 """The papers' ablations on the sample world: train each variant, evaluate all on the same scenes.
 
-Concept against feature prediction is TAP's table 4 and TAP-v2's table 6. A variant differs from the
-recipe by the settings listed here and by nothing else: same data, steps and seed.
+Concept against feature prediction is TAP's table 4 and TAP-v2's table 6; which token prompts the
+text decoder, after which pre-training, is TAP's table 5. A variant differs from its recipe by the
+settings listed here and by nothing else: same data, steps and seed.
 """
 
 from collections.abc import Callable
@@ -12,13 +13,18 @@ from tap_engine.jobs.eval_data import DataChoice
 from tap_engine.jobs.evaluation import EvalRequest, run_evaluation
 from tap_engine.jobs.sample_eval import SAMPLE
 from tap_engine.jobs.train_commands import with_sample_trunk
+from tap_engine.model.text_tokenizer import BpeTokenizer
+from tap_engine.schemas.errors import ConfigError
 from tap_engine.train import distributed
-from tap_engine.train.config import with_overrides
-from tap_engine.train.evaluate import CLASSIFICATION, NAMES, SEGMENTATION
+from tap_engine.train.caption_tokens import learn_tokenizer
+from tap_engine.train.config import TrainConfig, with_overrides
+from tap_engine.train.evaluate import CAPTIONING, CLASSIFICATION, NAMES, SEGMENTATION
 from tap_engine.train.loop import train
 from tap_engine.train.recipes import recipe
 from tap_engine.train.report import Score
 from tap_engine.train.run import open_run
+
+CAPTION_RECIPE = "sample_caption"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,17 +36,21 @@ class Variant:
         name: in the report.
         overrides: what differs from the recipe.
         tasks: what is measured.
+        start: folder of the pre-trained variant whose captions are tuned; empty pre-trains.
     """
 
     folder: str
     name: str
     overrides: tuple[str, ...]
     tasks: tuple[str, ...]
+    start: str = ""
 
 
-VARIANTS = (
+CONCEPT, FEATURE, MASK = "concept", "feature", "mask"
+
+PRETRAINED = (
     Variant(
-        folder="concept",
+        folder=CONCEPT,
         name="concept prediction",
         overrides=("loss.concept_loss=kl",),
         tasks=(SEGMENTATION, CLASSIFICATION, NAMES),
@@ -48,12 +58,35 @@ VARIANTS = (
     # A cosine is smaller than a KL, so it gets the larger weight; 5 and 10 did better than 20 and
     # 20 in trials. `tap-train gate losses` compares weights over seeds.
     Variant(
-        folder="feature",
+        folder=FEATURE,
         name="feature prediction",
         overrides=("loss.concept_loss=feature", "loss.concept=5.0", "loss.auxiliary=10.0"),
         tasks=(SEGMENTATION, CLASSIFICATION, NAMES),
     ),
+    Variant(
+        folder=MASK,
+        name="masks alone",
+        overrides=("loss.concept=0", "loss.auxiliary=0"),
+        tasks=(SEGMENTATION,),
+    ),
 )
+
+CAPTIONED = tuple(
+    Variant(
+        folder=f"{start}-{token}-token",
+        name=f"{name}, {token} token",
+        overrides=(f"model.text.prompt={token}",),
+        tasks=(CAPTIONING,),
+        start=start,
+    )
+    for start, name, token in (
+        (MASK, "masks alone", "mask"),
+        (CONCEPT, "masks and concepts", "mask"),
+        (FEATURE, "masks and features", "semantic"),
+        (CONCEPT, "masks and concepts", "semantic"),
+    )
+)
+"""Models A to D of TAP's table 5."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,11 +94,15 @@ class AblationRequest:
     """The command's options.
 
     Attributes:
-        stores: sample-world stores to train on.
+        stores: sample-world stores to pre-train on; empty with `model`.
         out: folder; each variant has its run and its predictions in a folder of it.
-        recipe: what all variants start from.
-        overrides: settings of all variants.
+        recipe: what all pre-trained variants start from.
+        overrides: settings of all pre-trained variants; those of the model hold for captions, too.
         limit: held-out scenes; 0 for the usual number.
+        captions: captioned store; empty leaves the caption variants out.
+        caption_overrides: settings of all caption variants.
+        model: a run or checkpoint that takes the place of the one pre-trained with concepts; the
+            variants of other pre-trainings are left out.
     """
 
     stores: tuple[str, ...]
@@ -73,16 +110,25 @@ class AblationRequest:
     recipe: str
     overrides: tuple[str, ...]
     limit: int
+    captions: str = ""
+    caption_overrides: tuple[str, ...] = ()
+    model: str = ""
 
 
 def run_ablation(request: AblationRequest, say: Callable[[str], None]) -> list[Score]:
-    """Train what is not trained yet, evaluate it; one row a variant and protocol."""
+    """Train what is not trained yet, evaluate it; one row a variant and protocol.
+
+    Raises:
+        ConfigError: nothing to train on.
+    """
+    if not request.stores and not request.model:
+        raise ConfigError("give --store to pre-train on, or --model for captions alone")
+    if request.model and not request.captions:
+        raise ConfigError("--model is what captions are tuned on: give --captions, a store")
     scores: list[Score] = []
-    for variant in VARIANTS:
+    for variant in variants(request):
         folder = request.out / variant.folder
-        base = recipe(request.recipe)
-        base = replace(base, stream=replace(base.stream, stores=request.stores))
-        config = with_overrides(base, (*variant.overrides, *request.overrides))
+        config = tuning(request, variant) if variant.start else _pretraining(request, variant)
         say(f"{variant.name}: training in {folder / 'run'}")
         try:
             train(open_run(with_sample_trunk(config), folder / "run"))
@@ -101,3 +147,33 @@ def run_ablation(request: AblationRequest, say: Callable[[str], None]) -> list[S
         )
         scores += run_evaluation(evaluation, say)
     return scores
+
+
+def variants(request: AblationRequest) -> list[Variant]:
+    """What is trained, pre-trainings first."""
+    if request.model:
+        return [variant for variant in CAPTIONED if variant.start == CONCEPT]
+    if request.captions:
+        return [*PRETRAINED, *CAPTIONED]
+    return [variant for variant in PRETRAINED if variant.folder != MASK]
+
+
+def _pretraining(request: AblationRequest, variant: Variant) -> TrainConfig:
+    base = recipe(request.recipe)
+    base = replace(base, stream=replace(base.stream, stores=request.stores))
+    return with_overrides(base, (*variant.overrides, *request.overrides))
+
+
+def tuning(request: AblationRequest, variant: Variant) -> TrainConfig:
+    """Settings of a caption variant; all share one tokenizer of the captioned store."""
+    base = recipe(CAPTION_RECIPE)
+    tokenizer = request.out / BpeTokenizer.file_name
+    if not tokenizer.is_file():
+        request.out.mkdir(parents=True, exist_ok=True)
+        learn_tokenizer([request.captions], base.model.text.vocab_size)[0].save(tokenizer)
+    weights = request.model or str(request.out / variant.start / "run")
+    # The text decoder of a model that already speaks would favour the token it learned.
+    init = replace(base.init, weights=weights, tokenizer=str(tokenizer), text=False)
+    base = replace(base, init=init, stream=replace(base.stream, stores=(request.captions,)))
+    of_model = [setting for setting in request.overrides if setting.startswith("model.")]
+    return with_overrides(base, (*of_model, *variant.overrides, *request.caption_overrides))

@@ -119,12 +119,25 @@ def evaluate(
 
 
 def ablate(
-    store: Annotated[list[str], typer.Option(help="Sample-world store to train on; repeatable.")],
     out: Annotated[Path, typer.Option(help="Folder for runs, predictions and report.")],
-    recipe: Annotated[str, typer.Option(help="What all variants start from.")] = "sample",
+    store: Annotated[
+        list[str] | None,
+        typer.Option(help="Sample-world store to pre-train on; repeatable."),
+    ] = None,
+    captions: Annotated[
+        str, typer.Option(help="Captioned store: also semantic against mask token.")
+    ] = "",
+    model: Annotated[
+        str, typer.Option(help="With --captions: tune this model, pre-train none.")
+    ] = "",
+    recipe: Annotated[str, typer.Option(help="What pre-trainings start from.")] = "sample",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of all variants."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of pre-trainings."),
+    ] = None,
+    set_captions: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Change a setting of caption tunings."),
     ] = None,
     limit: Annotated[int, typer.Option(help="Held-out scenes; 0 for the usual 100.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print json, not a table.")] = False,
@@ -138,7 +151,14 @@ def ablate(
         from tap_engine.train.loop import Interrupted
 
         request = AblationRequest(
-            stores=tuple(store), out=out, recipe=recipe, overrides=tuple(set_ or ()), limit=limit
+            stores=tuple(store or ()),
+            out=out,
+            recipe=recipe,
+            overrides=tuple(set_ or ()),
+            limit=limit,
+            captions=captions,
+            caption_overrides=tuple(set_captions or ()),
+            model=model,
         )
         try:
             scores = run_ablation(request, _progress)

@@ -92,12 +92,14 @@ class InitConfig:
     Attributes:
         weights: a run folder, checkpoint folder or .safetensors of the same model; the tiny model's
             may have been trained at another image size.
+        text: take the text decoder of `weights`, too, if it is alike; False starts it at random.
         mae: a MAE ViT checkpoint for the image encoder (the papers' start).
         trunk: for the convolutional encoder: a .safetensors of the teacher's image tower.
         tokenizer: file or folder of the captions' tokenizer; by default the one beside `weights`.
     """
 
     weights: str = ""
+    text: bool = True
     mae: str = ""
     trunk: str = ""
     tokenizer: str = ""

@@ -52,7 +52,7 @@ def initial_model(
         notes.append(f"{init.trunk}: trunk set")
     if init.weights:
         folder = model_folder(Path(init.weights))
-        same = _same_text(read_card(folder), config, tokenizer)
+        same = init.text and _same_text(read_card(folder), config, tokenizer)
         sizes = start_from(model, folder, text=same)
         notes.append(
             f"{init.weights}: all weights set"

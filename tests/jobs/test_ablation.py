@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import lance
@@ -7,10 +8,13 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
+from tap_engine.jobs.ablation import AblationRequest, tuning, variants
 from tap_engine.jobs.train_cli import main
+from tap_engine.model.text_tokenizer import load_tokenizer, train_bpe
 from tap_engine.schemas.tables import concepts_schema
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
-from tests.train.small_run import SETTINGS
+from tap_engine.train.run import open_run
+from tests.train.small_run import SETTINGS, small_config
 from tests.train.small_store import EMBEDDING_DIM, make_store, vectors
 
 
@@ -26,6 +30,68 @@ def store(tmp_path: Path) -> Path:
     table = pa.table(columns, schema=concepts_schema(EMBEDDING_DIM))
     lance.write_dataset(table, str(root / "concepts.lance"), mode="overwrite")
     return root
+
+
+CAPTIONED = (
+    ("mask-mask-token", "masks alone, mask token", "mask"),
+    ("concept-mask-token", "masks and concepts, mask token", "mask"),
+    ("feature-semantic-token", "masks and features, semantic token", "semantic"),
+    ("concept-semantic-token", "masks and concepts, semantic token", "semantic"),
+)
+
+
+def test_each_caption_variant_starts_from_its_own_pre_training(tmp_path: Path) -> None:
+    make_store(tmp_path / "vg", 4, source="vg", captions=True, taught=False)
+    request = AblationRequest(
+        stores=("s",),
+        out=tmp_path / "out",
+        recipe="smoke",
+        overrides=("train.steps=1", "model.image_size=64"),
+        limit=1,
+        captions=str(tmp_path / "vg"),
+        caption_overrides=("train.steps=2",),
+    )
+    found = variants(request)
+    assert [v.folder for v in found[:3]] == ["concept", "feature", "mask"]
+    assert tuple((v.folder, v.name) for v in found[3:]) == tuple(c[:2] for c in CAPTIONED)
+    for variant, (folder, _, prompt) in zip(found[3:], CAPTIONED, strict=True):
+        config = tuning(request, variant)
+        assert config.model.text.prompt == prompt and config.init.text is False
+        assert config.init.weights == str(tmp_path / "out" / folder.split("-")[0] / "run")
+        assert config.train.steps == 2 and config.model.image_size == 64
+        assert load_tokenizer(config.init.tokenizer).vocab_size <= config.model.text.vocab_size
+    assert len(variants(replace(request, model="m"))) == 2
+    assert [v.folder for v in variants(replace(request, captions=""))] == ["concept", "feature"]
+
+
+@pytest.mark.slow
+def test_both_tokens_of_one_model_are_tuned_and_compared(tmp_path: Path, store: Path) -> None:
+    """The model speaks already, yet both start from a text decoder that knows nothing."""
+    captioned = make_store(tmp_path / "vg", 4, source="vg", captions=True, taught=False)
+    train_bpe([f"word {k}" for k in range(99)], 300).save(tmp_path / "tokenizer.json")
+    speaking = open_run(
+        small_config(store, f"init.tokenizer={tmp_path / 'tokenizer.json'}"), tmp_path / "speaking"
+    )
+    speaking.save()
+    steps = ("train.steps=2", "train.batch=2", "train.images=2", "log.tensorboard=false")
+    arguments = ["ablate", "--out", str(tmp_path / "out"), "--model", str(tmp_path / "speaking")]
+    arguments += ["--captions", str(captioned), "--limit", "1"]
+    arguments += [part for setting in SETTINGS for part in ("--set", setting)]
+    arguments += [part for setting in steps for part in ("--set-captions", setting)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert result.output.count("but the text decoder's, which starts at random") == 2
+    (table,) = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert [row["name"] for row in table["rows"]] == [CAPTIONED[1][1], CAPTIONED[3][1]]
+    assert all("CIDEr" in row["metrics"] for row in table["rows"])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"), [((), "--store"), (("--model", "x"), "give --captions")]
+)
+def test_what_an_ablation_needs_is_said(tmp_path: Path, given: tuple[str, ...], message: str):
+    result = CliRunner().invoke(main, ["ablate", "--out", str(tmp_path), *given])
+    assert result.exit_code == 1 and message in result.output
 
 
 @pytest.mark.slow
