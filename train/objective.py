@@ -54,6 +54,8 @@ class LossConfig:
         balanced_steps: over so many steps a balanced cross entropy fades into the focal loss.
         balanced: weight of that cross entropy at the start, in the place of `focal`.
         auxiliary: weight of the concept loss on mask-pooled image features (training only).
+        pooled_regions: regions an image that this loss takes; it costs next to nothing, so they may
+            be more than get prompts. 0 takes those.
         caption: beta, weight of L_cap; 0 in stage 1.
         label_smoothing: of L_cap: share of the target spread evenly over all words.
     """
@@ -71,6 +73,7 @@ class LossConfig:
     balanced_steps: int = 0
     balanced: float = 2.0
     auxiliary: float = 0.0
+    pooled_regions: int = 0
     caption: float = 0.0
     label_smoothing: float = 0.0
 
@@ -157,10 +160,12 @@ class Objective(nn.Module):
         Returns:
             A scalar that sums, over passes and processes, to the loss of the step; and figures.
         """
-        members, truth = groups(batch), batch.masks.float() / 255
+        members = groups(batch)
         features = self.model.encode_image(batch.images)
         loss, figures = features.new_zeros((), dtype=torch.float32), Figures()
-        terms = self.auxiliary_terms(features, truth, batch)
+        terms = self.auxiliary_terms(features, batch)
+        batch = batch.asked()
+        truth = batch.masks.float() / 255
         sources = self.sources(batch)
         prompts = self.first_prompts(batch)
         for stage in range(self.prompts.stages):
@@ -277,10 +282,11 @@ class Objective(nn.Module):
             Term("next_word", 0.0, right.index_copy(0, rows, hits).view(shape), "words"),
         ]
 
-    def auxiliary_terms(self, features: Tensor, truth: Tensor, batch: Batch) -> list[Term]:
+    def auxiliary_terms(self, features: Tensor, batch: Batch) -> list[Term]:
         """The concept loss on image features averaged under each true mask (ours)."""
         if self.auxiliary is None:
             return []
+        truth = batch.masks.float() / 255
         share = F.adaptive_avg_pool2d(truth, (features.shape[-2], features.shape[-1])).flatten(2)
         share = share / share.sum(-1, keepdim=True).clamp(min=1e-6)
         embedding = features[:, : self.model.config.embed_dim].float()

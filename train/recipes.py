@@ -139,7 +139,9 @@ def sample() -> TrainConfig:
             box_jitter=0.05,
             box_jitter_px=10,
         ),
-        loss=LossConfig(concept=0.5, focal_alpha=0.5, balanced_steps=400, auxiliary=1.0),
+        loss=LossConfig(
+            concept=0.5, focal_alpha=0.5, balanced_steps=400, auxiliary=1.0, pooled_regions=48
+        ),
         optim=OptimConfig(
             rate=1.5e-3,
             rate_batch=4,

@@ -315,7 +315,8 @@ def sample_config(config: TrainConfig, tokenizer: TextTokenizer | None = None) -
     return SampleConfig(
         image_px=config.model.image_size,
         mask_px=config.model.mask_size,
-        regions=config.prompts.per_image,
+        regions=max(config.prompts.per_image, config.loss.pooled_regions),
+        prompted=config.prompts.per_image,
         soft_masks=config.stream.soft_masks,
         fill_rgb=tuple(int(v) for v in reversed(config.model.pixel_mean)),  # type: ignore[arg-type]
         columns=config.loss.columns,

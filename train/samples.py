@@ -45,6 +45,7 @@ class SampleConfig:
         seed: of the run.
         tokenizer: of captions; needed if they are among the columns.
         positions: of the text decoder (`TextConfig.max_seq_len`); longer captions are cut.
+        prompted: of `regions`, how many get prompts; 0 for all.
     """
 
     image_px: int
@@ -57,6 +58,7 @@ class SampleConfig:
     seed: int
     tokenizer: TextTokenizer | None = None
     positions: int = 0
+    prompted: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -104,6 +106,7 @@ class Batch:
         valid: [B, R] bool, False where padded.
         image_ids: [B] ints.
         problems: what could not be read, a line each.
+        prompted: the first so many regions get prompts (they come in random order); 0 for all.
 
     The other fields are those of `Sample` with a leading [B]; padding is zero, and IGNORE in words.
     """
@@ -122,6 +125,15 @@ class Batch:
     words: Tensor | None
     image_ids: list[int]
     problems: list[str]
+    prompted: int = 0
+
+    def asked(self) -> "Batch":
+        """The same with the regions alone that get prompts."""
+        if not 0 < self.prompted < self.valid.shape[1]:
+            return self
+        padded = {name: getattr(self, name) for name in ("valid", *_PADDED)}
+        first = {k: v[:, : self.prompted] for k, v in padded.items() if v is not None}
+        return dataclasses.replace(self, **first)
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device; tensors in pinned memory travel while the device computes."""
@@ -215,7 +227,7 @@ def make_sample(stored: StoredImage, epoch: int, config: SampleConfig) -> Sample
     return sample
 
 
-def collate(samples: Iterable[Sample]) -> Batch:
+def collate(samples: Iterable[Sample], prompted: int = 0) -> Batch:
     """Samples -> one batch, padded to the most regions among them (at least one)."""
     samples = list(samples)
     most = max(1, *(len(s.keys) for s in samples))
@@ -241,6 +253,7 @@ def collate(samples: Iterable[Sample]) -> Batch:
         valid=valid,
         image_ids=[s.image_id for s in samples],
         problems=[s.problem for s in samples if s.problem is not None],
+        prompted=prompted,
         **fields,  # type: ignore[arg-type]
     )
 

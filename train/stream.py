@@ -311,4 +311,4 @@ class _Passes(IterableDataset[Batch]):
             places = self.share.positions(mine[start : start + together])
             samples = self.stream.fetch(self.consumed + places.ravel())
             for _ in range(len(places)):
-                yield collate(islice(samples, self.share.images))
+                yield collate(islice(samples, self.share.images), self.stream.samples.prompted)

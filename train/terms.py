@@ -36,14 +36,16 @@ class Term(NamedTuple):
 def groups(batch: Batch) -> dict[str, Tensor]:
     """How much each region counts in the averages of each kind of term, [B, R] bool or int64.
 
-    A region with a mask or a concept target counts once, a caption by its words and EOS.
+    A region with a mask or a concept target counts once, a caption by its words and EOS. All
+    groups but "pooled" are of the regions that get prompts.
     """
-    words = torch.zeros_like(batch.keys)
-    if batch.words is not None:
-        words = (batch.words[..., 1:] != IGNORE).sum(-1)
+    asked = batch.asked()
+    words = torch.zeros_like(asked.keys)
+    if asked.words is not None:
+        words = (asked.words[..., 1:] != IGNORE).sum(-1)
     return {
-        "masks": batch.valid & batch.has_mask,
-        "concepts": batch.valid & batch.has_concepts,
+        "masks": asked.valid & asked.has_mask,
+        "concepts": asked.valid & asked.has_concepts,
         "pooled": batch.valid & batch.has_mask & batch.has_concepts,
         "words": words,
     }

@@ -16,6 +16,7 @@ from tap_engine.train.augment import AugmentConfig
 from tap_engine.train.samples import SampleConfig
 from tap_engine.train.store_reader import StoreReader
 from tap_engine.train.stream import Share, Stream, StreamConfig
+from tap_engine.train.terms import count
 from tests.train.small_store import make_store
 
 IMAGES, CAPTIONED = 23, 7
@@ -263,3 +264,14 @@ def test_a_reader_pickles_small_and_works_afterwards(stores):
         pickle.loads(content).read(np.array([3]))[0].image_id
         == reader.read(np.array([3]))[0].image_id
     )
+
+
+def test_more_regions_may_be_pooled_than_are_prompted(stores):
+    batch = take(stream_of(stores, settings(regions=4, prompted=2)), Share(images=3), steps=1)[0]
+    asked = batch.asked()
+    assert batch.valid.shape == (3, 4) and asked.valid.shape == (3, 2)
+    assert asked.images.shape == (3, 3, 64, 64) and torch.equal(asked.masks, batch.masks[:, :2])
+    counts = count([batch])
+    pooled = batch.valid & batch.has_mask & batch.has_concepts
+    assert counts["pooled"] == pooled.sum() and counts["concepts"] == pooled[:, :2].sum()
+    assert take(stream_of(stores), Share(images=3), steps=1)[0].asked().valid.shape == (3, 4)
