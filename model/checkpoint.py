@@ -23,6 +23,9 @@ from tap_engine.schemas.errors import CheckpointError
 
 FILE_NAME = "model.safetensors"
 
+SAMPLE = "sample"
+"""The name of the tiny TAP that comes with the package, wherever a checkpoint is asked for."""
+
 _CONFIG, _CARD = "tap.config", "tap.card"
 
 
@@ -96,7 +99,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> TapModel
     """The model of a checkpoint, in evaluation mode and float32.
 
     Args:
-        path: the file, or its folder.
+        path: the file, its folder, or "sample".
         device: where to.
 
     Raises:
@@ -159,13 +162,25 @@ def require_same_shapes(
         raise CheckpointError(f"{where}: weights of another model: " + "; ".join(problems))
 
 
+def named(path: str | Path) -> Path:
+    """The path, or the shipped model's folder where it is the name `sample`.
+
+    A folder of that name counts only if a model or a run is in it.
+    """
+    path = Path(path)
+    inside = (FILE_NAME, "checkpoints")
+    if path == Path(SAMPLE) and not any((path / name).exists() for name in inside):
+        return Path(__file__).parent / SAMPLE
+    return path
+
+
 def checkpoint_file(path: str | Path) -> Path:
-    """The .safetensors of a checkpoint given by file or folder.
+    """The .safetensors of a checkpoint given by file, folder or name.
 
     Raises:
         CheckpointError: there is none.
     """
-    path = Path(path)
+    path = named(path)
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
         raise CheckpointError(f"no checkpoint {str(file)!r}: expected a folder with {FILE_NAME}")

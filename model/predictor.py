@@ -128,7 +128,8 @@ class Tap:
         """The model of a checkpoint folder with the concepts and the tokenizer beside it.
 
         Args:
-            path: the folder, or its .safetensors file.
+            path: the folder, its .safetensors file, or "sample" for the tiny model that comes with
+                the package.
             device: where to compute.
             precision: see the class.
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tap_engine.model.checkpoint import load_model, read_card, save_model
+from tap_engine.model.checkpoint import load_model, named, read_card, save_model
 from tap_engine.model.concepts import FILE_NAME as CONCEPTS_FILE
 from tap_engine.model.text_tokenizer import FILE_NAMES as TOKENIZER_FILES
 from tap_engine.schemas.errors import CheckpointError, ConfigError
@@ -132,11 +132,12 @@ def find_checkpoint(run: Path, resume: str) -> Path | None:
 
 
 def model_folder(path: Path) -> Path:
-    """The folder of the newest model: `path` itself, or the last checkpoint of a run.
+    """The folder of the newest model: `path` itself, the last checkpoint of a run, or "sample"'s.
 
     Raises:
         CheckpointError: a run without checkpoints.
     """
+    path = named(path)
     if (path / FOLDER).is_dir():
         found = checkpoints(path)
         if not found:

@@ -140,7 +140,7 @@ def _losses(out: Path, settled: Prepare, store: str, truth: str) -> bool:
                         concept_loss=kind,
                         concept=weight,
                         # The auxiliary loss has the same unit: it keeps its ratio to the main one.
-                        auxiliary=2 * weight,
+                        auxiliary=weight * config.loss.auxiliary / config.loss.concept,
                     ),
                     train=replace(config.train, seed=seed),
                 )

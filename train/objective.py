@@ -33,6 +33,9 @@ from tap_engine.train.prompts import PromptConfig, Prompts, first_prompts, next_
 from tap_engine.train.samples import Batch
 from tap_engine.train.terms import Figures, Term, add_figure, groups
 
+_OWN_CELLS = 8
+"""Cells of the image embedding from which on a region counts fully in the auxiliary loss; ours."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossConfig:
@@ -283,15 +286,21 @@ class Objective(nn.Module):
         ]
 
     def auxiliary_terms(self, features: Tensor, batch: Batch) -> list[Term]:
-        """The concept loss on image features averaged under each true mask (ours)."""
+        """The concept loss on image features averaged under each true mask (ours).
+
+        A region that covers few cells of the image embedding has little there that is its own, and
+        scenes have more small regions than large ones: it counts by the cells it covers.
+        """
         if self.auxiliary is None:
             return []
         truth = batch.masks.float() / 255
         share = F.adaptive_avg_pool2d(truth, (features.shape[-2], features.shape[-1])).flatten(2)
-        share = share / share.sum(-1, keepdim=True).clamp(min=1e-6)
+        cells = share.sum(-1, keepdim=True)
+        share = share / cells.clamp(min=1e-6)
         embedding = features[:, : self.model.config.embed_dim].float()
         pooled = share @ embedding.flatten(2).transpose(1, 2)
         values = self.concept_loss(self.auxiliary(pooled), batch)
+        values = values * (cells.squeeze(-1) / _OWN_CELLS).clamp(max=1)
         return [Term("auxiliary", self.losses.auxiliary, values, "pooled")]
 
     @torch.no_grad()

@@ -312,10 +312,11 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
 
 def sample_config(config: TrainConfig, tokenizer: TextTokenizer | None = None) -> SampleConfig:
     """What the stream has to make of an image for this run."""
+    pooled = config.loss.pooled_regions if config.loss.auxiliary else 0
     return SampleConfig(
         image_px=config.model.image_size,
         mask_px=config.model.mask_size,
-        regions=max(config.prompts.per_image, config.loss.pooled_regions),
+        regions=max(config.prompts.per_image, pooled),
         prompted=config.prompts.per_image,
         soft_masks=config.stream.soft_masks,
         fill_rgb=tuple(int(v) for v in reversed(config.model.pixel_mean)),  # type: ignore[arg-type]

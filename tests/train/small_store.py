@@ -52,6 +52,7 @@ def make_store(
     first_id: int = 1,
     first_unit: int = 1000,
     pixels: bool = True,
+    jpegs: tuple[bytes, ...] = (),
     taught: bool = True,
     splits: tuple[str | None, ...] = (),
     boxes: bool = False,
@@ -59,7 +60,8 @@ def make_store(
     """A store with units out of order, several fragments, and images without regions.
 
     Adds to a store that is there; then with another `first_id` and `first_unit`.
-    `pixels=False` gives every image the same JPEG and cheap masks, for large stores.
+    `pixels=False` gives every image the same JPEG and cheap masks, for large stores; `jpegs` are
+    taken in turn instead, files of `size_hw`.
     `taught=False` leaves out what a teacher adds, `boxes` the masks; `splits` are given to the
     images in turn.
     """
@@ -83,7 +85,7 @@ def make_store(
     teacher = {"teacher": {"name": "made up", "logit_scale": LOGIT_SCALE}} if taught else {}
     provenance = Provenance(teacher)
     metadata = {METADATA_KEY: provenance.to_json()}
-    shared = _jpeg(draw_image(rng, size_hw, 3)[0])
+    shared = jpegs or (_jpeg(draw_image(rng, size_hw, 3)[0]),)
     for unit in range(0, images, unit_images):
         ids = [
             pack_image_id(source, first_id + i)
@@ -97,7 +99,7 @@ def make_store(
                 jpeg = _jpeg(drawn)
             else:
                 masks = [np.ones(size_hw, np.uint8)] * count
-                jpeg = shared
+                jpeg = shared[image_id % len(shared)]
             image_rows.append((image_id, jpeg, len(masks)))
             region_rows += [(image_id, ordinal, mask) for ordinal, mask in enumerate(masks)]
         unit_id = first_unit - unit
