@@ -47,6 +47,9 @@ check: lint types test ## what must be green before a commit
 demo: install ## the whole system on made-up scenes, in some minutes; writes ./demo
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh docs/demo.sh
 
+bench: ## list the benchmarks and how to run each; results are in benchmarks/results
+	@grep -hE '^ +python (-m )?benchmarks' benchmarks/*.py
+
 wheel: install ## build the wheel that a cluster job ships
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 

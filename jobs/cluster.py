@@ -26,6 +26,9 @@ def ray_session(address: str | None, cpus: int | None, wheel: str | None) -> Ite
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     # Its C++ core prints notes for Ray's developers at error level.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Ray starts workers 15 nicer than this command: on a busy machine they got 2 % of a core, and a
+    # build that takes seconds took minutes. Whoever wants that says `nice tap-data ...`.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Ray starts its own processes by fork and exec, which Lance cannot tell from a fork.
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
     # It would tell users how to get back the bars that ours replace.

@@ -11,10 +11,9 @@ from PIL import Image
 
 from tap_engine.pipeline.crop import decode_image
 from tap_engine.pipeline.query import concept_names
-from tap_engine.pipeline.store import Store
+from tap_engine.pipeline.store import Store, rows_of_keys
 from tap_engine.schemas import rle, tables
 from tap_engine.schemas.errors import StoreError
-from tap_engine.schemas.keys import split_key
 
 
 @dataclass(frozen=True)
@@ -88,11 +87,7 @@ def view_region(store: Store, key: int, *, top: int = 5, context: float = 0.3) -
     Raises:
         StoreError: no such key.
     """
-    found = store.open(tables.REGIONS).to_table(filter=f"key = {key}").to_pylist()
-    if not found:
-        image_id, ordinal = split_key(key)
-        raise StoreError(f"no region {key} (image {image_id}, ordinal {ordinal}) in {store.uri}")
-    row = found[0]
+    row = rows_of_keys(store.open(tables.REGIONS), [key]).to_pylist()[0]
     concepts = []
     if "concept_ids" in row:
         names = concept_names(store)

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 
 from tap_engine.pipeline.query import concept_names, resolve_concepts
-from tap_engine.pipeline.store import Store
-from tap_engine.schemas.errors import ConfigError, StoreError
+from tap_engine.pipeline.store import Store, rows_of_keys
+from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.tables import REGIONS
 
 
@@ -36,9 +36,7 @@ def nearest_regions(
     if top < 1:
         raise ConfigError(f"--top must be at least 1, got {top}")
     dataset = store.open(REGIONS)
-    own = dataset.to_table(columns=["embedding"], filter=f"key = {key}")
-    if not len(own):
-        raise StoreError(f"no region {key} in {store.uri}; `tap-data query` lists keys")
+    own = rows_of_keys(dataset, [key], ["embedding"])
     named = "concept_ids" in dataset.schema.names
     names = concept_names(store)
     wanted = f"key != {key}"

@@ -19,16 +19,22 @@ import pyarrow as pa
 from lance.fragment import FragmentMetadata, write_fragments
 
 from tap_engine.schemas.errors import StoreError
+from tap_engine.schemas.keys import split_key
 from tap_engine.schemas.provenance import METADATA_KEY, Provenance
 from tap_engine.schemas.tables import IMAGES, table_uri
 
 STORAGE_VERSION = {IMAGES: "2.2"}
-"""Blob columns need 2.2. All other tables use 2.0, which scans float16 embeddings 2.6-3.7 times
-faster than 2.1 and 2.2 (docs/decisions/0003-storage-versions.md)."""
+"""Blob columns need 2.2. All other tables use 2.0, which scans float16 embeddings fastest
+(docs/decisions/0003-storage-version.md)."""
 
 _DEFAULT_STORAGE_VERSION = "2.0"
 _QUEUE_BATCHES = 4
 """Record batches between a worker and its writer thread; bounds the memory of both."""
+
+_SCAN_ROWS = 1024
+_SCAN_READ_AHEAD = 64 << 20
+"""Bytes Lance may hold ahead of a scan. Its default of 2 GiB is slower: every buffer is new memory
+(embeddings in 0.13 s against 0.07 s; docs/decisions/0003-storage-version.md)."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,20 @@ def blob_bytes(dataset: lance.LanceDataset, column: str, rows: Sequence[int]) ->
     return [b"" if blob is None else blob.readall() for blob in blobs]
 
 
+def scan(
+    dataset: lance.LanceDataset, columns: Sequence[str], filter_: str | None = None
+) -> Iterator[pa.RecordBatch]:
+    """Rows in storage order, some thousand at a time, none empty; bounded memory."""
+    scanner = dataset.scanner(
+        columns=list(columns),
+        filter=filter_,
+        batch_size=_SCAN_ROWS,
+        io_buffer_size=_SCAN_READ_AHEAD,
+        scan_in_order=True,
+    )
+    yield from (batch for batch in scanner.to_batches() if batch.num_rows)
+
+
 def distinct(
     dataset: lance.LanceDataset, column: str, filter_: str | None = None
 ) -> npt.NDArray[np.int64]:
@@ -143,6 +163,43 @@ def distinct(
     for batch in dataset.scanner(columns=[column], filter=filter_).to_batches():
         found = np.union1d(found, batch.column(0).drop_null().to_numpy())
     return found.astype(np.int64)
+
+
+def rows_of_keys(
+    dataset: lance.LanceDataset,
+    keys: Sequence[int] | npt.NDArray[np.int64],
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
+    """Rows of `regions` by key, in the order of `keys`, through the index on `key`.
+
+    Keep `dataset` open between calls: it caches the index. Each row costs one read a column, so
+    ask for what is needed.
+
+    Args:
+        dataset: an opened `regions`.
+        keys: [N] int64, any order, repeats allowed.
+        columns: all of them by default.
+
+    Raises:
+        StoreError: names a key that is not there.
+    """
+    wanted = list(columns) if columns is not None else dataset.schema.names
+    unique, positions = np.unique(np.asarray(keys, np.int64), return_inverse=True)
+    if not len(unique):
+        return dataset.schema.empty_table().select(wanted)
+    found = dataset.to_table(
+        columns=list(dict.fromkeys(["key", *wanted])),
+        filter=f"key IN ({', '.join(map(str, unique.tolist()))})",
+    )
+    present = found.column("key").to_numpy()
+    if missing := np.setdiff1d(unique, present).tolist():
+        image_id, ordinal = split_key(missing[0])
+        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
+        raise StoreError(
+            f"no region {missing[0]} (image {image_id}, ordinal {ordinal}){more} in {dataset.uri}; "
+            "`tap-data query` lists keys"
+        )
+    return found.select(wanted).take(np.argsort(present)[positions])
 
 
 def _version(table: str) -> Any:

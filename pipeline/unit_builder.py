@@ -30,9 +30,6 @@ from tap_engine.schemas.keys import region_key
 from tap_engine.schemas.rejects import Reason, Reject, Stage
 from tap_engine.schemas.tables import IMAGES, REGIONS, SOURCE_TYPE, images_schema, regions_schema
 
-_CROPS_A_TASK = 128
-"""Regions cropped in one go: 19 MB at 224 px, whatever the image holds."""
-
 _ROWS_A_BATCH = 1024
 _IMAGES_A_BATCH = 8
 
@@ -56,6 +53,21 @@ class _Embedded:
     record: ImageRecord
     parts: list[Tensor] = field(default_factory=list)
     missing: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class _Batch:
+    """Crops of one forward pass, written in place by the threads, and whose they are.
+
+    Its memory is used again and again: new pages cost as much as the crops themselves.
+    """
+
+    crops: npt.NDArray[np.uint8]
+    owners: list[tuple[_Embedded, int]] = field(default_factory=list)
+    filled: int = 0
+
+
+_Step = tuple[_Embedded | None, _Batch | None]
 
 
 class UnitBuilder:
@@ -85,6 +97,7 @@ class UnitBuilder:
         self._packer = packer.to(teacher.device) if packer and teacher else None
         self._crop = crop
         self._threads = threads
+        self._free: list[_Batch] = []
         self._regions_schema = regions_schema(
             teacher.info.embed_dim if teacher else 0,
             packer.top_k if packer else 0,
@@ -129,47 +142,35 @@ class UnitBuilder:
         Batches cross image borders, so that the teacher always sees full ones.
         """
         waiting: deque[_Embedded] = deque()
-        buffer: list[npt.NDArray[np.uint8]] = []
-        owners: deque[tuple[_Embedded, int]] = deque()
-        size = self._teacher.batch_size if self._teacher else 1
-
-        def flush(count: int) -> None:
-            assert self._teacher is not None
-            crops = np.concatenate(buffer) if len(buffer) > 1 else buffer[0]
-            buffer[:] = [crops[count:]] if count < len(crops) else []
-            with clock("teacher"):
-                embeddings = self._teacher.encode_crops(crops[:count])
-            result.crops += count
-            start = 0
-            while start < count:
-                image, owned = owners.popleft()
-                taken = min(owned, count - start)
-                image.parts.append(embeddings[start : start + taken])
-                image.missing -= taken
-                start += taken
-                if taken < owned:
-                    owners.appendleft((image, owned - taken))
-
-        for image, crops in self._cropped(pool, unit, result, clock):
-            if image not in waiting:
+        for image, batch in self._cropped(pool, unit, result, clock):
+            if image and not (waiting and waiting[-1] is image):
                 waiting.append(image)
-            if crops is not None:
-                buffer.append(crops)
-                owners.append((image, len(crops)))
-            while (held := sum(len(part) for part in buffer)) >= size and held:
-                flush(size)
+            if batch:
+                self._encode(batch, result, clock)
             while waiting and not waiting[0].missing:
                 yield waiting.popleft()
-        while held := sum(len(part) for part in buffer):
-            flush(min(size, held))
-        yield from waiting
+
+    def _encode(self, batch: _Batch, result: UnitResult, clock: "_Clock") -> None:
+        assert self._teacher is not None
+        with clock("teacher"):
+            embeddings = self._teacher.encode_crops(batch.crops[: batch.filled])
+        result.crops += batch.filled
+        start = 0
+        for image, count in batch.owners:
+            image.parts.append(embeddings[start : start + count])
+            image.missing -= count
+            start += count
+        batch.owners.clear()
+        batch.filled = 0
+        self._free.append(batch)
 
     def _cropped(
         self, pool: ThreadPoolExecutor, unit: Unit, result: UnitResult, clock: "_Clock"
-    ) -> Iterator[tuple[_Embedded, npt.NDArray[np.uint8] | None]]:
-        """(image, crops of some of its regions) in order; prepared ahead by the threads."""
+    ) -> Iterator[_Step]:
+        """In order, (image some of whose regions are cropped now, batch that is full now)."""
 
-        def tasks() -> Iterator[Callable[[], tuple[_Embedded, npt.NDArray[np.uint8] | None]]]:
+        def tasks() -> Iterator[Callable[[], _Step]]:
+            batch = self._empty_batch()
             ahead = _ordered(pool, range(len(unit)), self._threads + 1, self._decode(unit, clock))
             for decoded in ahead:
                 result.rejects += decoded.rejects
@@ -177,14 +178,32 @@ class UnitBuilder:
                     continue
                 regions = decoded.record.regions
                 image = _Embedded(decoded.record, missing=len(regions) if self._teacher else 0)
-                if not self._teacher or not regions:
+                if not image.missing:
                     yield lambda image=image: (image, None)  # type: ignore[misc]
                     continue
-                for start in range(0, len(regions), _CROPS_A_TASK):
-                    part = regions[start : start + _CROPS_A_TASK]
-                    yield self._crop_task(image, decoded.pixels, part, clock)
+                while regions:
+                    start, room = batch.filled, len(batch.crops) - batch.filled
+                    part, regions = regions[:room], regions[room:]
+                    batch.filled += len(part)
+                    batch.owners.append((image, len(part)))
+                    out = batch.crops[start : batch.filled]
+                    full = batch if batch.filled == len(batch.crops) else None
+                    yield self._crop_task(image, decoded.pixels, part, out, full, clock)
+                    if full:
+                        batch = self._empty_batch()
+            if batch.filled:
+                yield lambda: (None, batch)
+            else:
+                self._free.append(batch)
 
         yield from _ordered(pool, tasks(), self._threads + 1, lambda task: task())
+
+    def _empty_batch(self) -> _Batch:
+        if self._free:
+            return self._free.pop()
+        size = self._crop.size_px if self._crop else 0
+        count = self._teacher.batch_size if self._teacher else 0
+        return _Batch(np.empty((count, size, size, 3), np.uint8))
 
     def _decode(self, unit: Unit, clock: "_Clock") -> Callable[[int], _Decoded]:
         def run(index: int) -> _Decoded:
@@ -217,14 +236,16 @@ class UnitBuilder:
         image: _Embedded,
         pixels: npt.NDArray[np.uint8],
         regions: list[RegionRecord],
+        out: npt.NDArray[np.uint8],
+        full: _Batch | None,
         clock: "_Clock",
-    ) -> Callable[[], tuple[_Embedded, npt.NDArray[np.uint8]]]:
-        def run() -> tuple[_Embedded, npt.NDArray[np.uint8]]:
+    ) -> Callable[[], _Step]:
+        def run() -> _Step:
             assert self._crop is not None
             boxes = np.array([outer_box(region.bbox_xywh) for region in regions], np.int64)
             with clock("crop"):
-                crops = crop_regions(pixels, [region.runs for region in regions], boxes, self._crop)
-            return image, crops
+                crop_regions(pixels, [region.runs for region in regions], boxes, self._crop, out)
+            return image, full
 
         return run
 

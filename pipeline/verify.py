@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from tap_engine.pipeline.store import Store, blob_bytes
+from tap_engine.pipeline.store import Store, blob_bytes, scan
 from tap_engine.schemas import tables
 from tap_engine.schemas.errors import SchemaError
 from tap_engine.schemas.keys import split_key
@@ -258,8 +258,7 @@ def _region_batches(regions: lance.LanceDataset, top_k: int) -> Iterator[pa.Reco
     columns += [name for name in ("embedding",) if name in regions.schema.names]
     if top_k:
         columns += ["concept_ids", "concept_probs", "concept_entropy"]
-    scanner = regions.scanner(columns=columns, batch_size=8192, scan_in_order=True)
-    yield from (batch for batch in scanner.to_batches() if batch.num_rows)
+    return scan(regions, columns)
 
 
 def _bad_concepts(batch: pa.RecordBatch, vocabulary: int) -> int:

@@ -74,6 +74,7 @@ def run_disturbed(command: list[str], kills: int, rng: random.Random, log: Path)
             return done
         if code != -9:
             # A part of Ray itself that was hit may end the driver: the same command goes on.
+            print(f"ended itself: {log.read_text(errors='replace').splitlines()[-1]}", flush=True)
             done[f"driver ended itself with {code}"] += 1
         if sum(done.values()) > 3 * kills:
             raise AssertionError(f"no end in sight: {done}\n{log.read_text()[-3000:]}")
