@@ -250,13 +250,16 @@ class ImageDecoder(nn.Module):
         self.mask_bias = nn.Parameter(torch.zeros(())) if config.mask_bias else None
         self.activation_checkpointing = False
 
-    def forward(self, image: Tensor, image_pos: Tensor, prompts: Tensor) -> RegionOutput:
+    def forward(
+        self, image: Tensor, image_pos: Tensor, prompts: Tensor, *, masks: bool = True
+    ) -> RegionOutput:
         """All candidates of all prompts.
 
         Args:
             image: [B, D, h, w] image embeddings; [B, 4 * D, h, w] with `config.detail`.
             image_pos: [h, w, D] the grid's position code.
             prompts: [B, P, K, D] prompt tokens.
+            masks: False gives `mask_logits` [B, P, 4, 0, 0].
         """
         batch, count = prompts.shape[:2]
         image, fine = image[:, : self.dim], image[:, self.dim :]
@@ -274,9 +277,13 @@ class ImageDecoder(nn.Module):
         sem_tokens, iou_token, mask_tokens, _ = tokens.split(
             [NUM_OUTPUTS, 1, NUM_OUTPUTS, prompts.shape[2]], dim=2
         )
-        mask_logits = run_block(self._masks, mask_tokens, cells, fine, recompute=recompute)
+        if masks:
+            logits = run_block(self._masks, mask_tokens, cells, fine, recompute=recompute)
+            mask_logits = _cells_to_pixels(logits, grid_hw)
+        else:
+            mask_logits = tokens.new_empty(batch, count, NUM_OUTPUTS, 0, 0)
         return RegionOutput(
-            mask_logits=_cells_to_pixels(mask_logits, grid_hw),
+            mask_logits=mask_logits,
             iou_pred=self.iou_pred(iou_token.squeeze(2)),
             mask_tokens=mask_tokens,
             sem_tokens=sem_tokens,

@@ -92,7 +92,9 @@ class TapModel(nn.Module):
             )
         return self.image_encoder(self.normalise(images_rgb))
 
-    def decode(self, image_embeddings: Tensor, points: Tensor, labels: Tensor) -> RegionOutput:
+    def decode(
+        self, image_embeddings: Tensor, points: Tensor, labels: Tensor, *, masks: bool = True
+    ) -> RegionOutput:
         """Four candidates for every prompt.
 
         Args:
@@ -100,6 +102,8 @@ class TapModel(nn.Module):
             points: [B, P, K, 2] (x, y) px in the model's square input; a box is its two corners.
             labels: [B, P, K] int64, of `prompt_encoder.Label`; prompts with fewer points are
                 filled up with PADDING. The released model saw a padding point after loose points.
+            masks: False leaves `mask_logits` empty; they are a third of the decoder's work and
+                most of its memory, and captions alone need none.
 
         Raises:
             ValueError: shapes do not agree.
@@ -115,7 +119,8 @@ class TapModel(nn.Module):
             raise ValueError(f"prompts of {len(points)} images, {len(image_embeddings)} embeddings")
         grid_hw = (image_embeddings.shape[-2], image_embeddings.shape[-1])
         prompts = self.prompt_encoder(points, labels)
-        return self.image_decoder(image_embeddings, self.prompt_encoder.grid_code(grid_hw), prompts)
+        grid_code = self.prompt_encoder.grid_code(grid_hw)
+        return self.image_decoder(image_embeddings, grid_code, prompts, masks=masks)
 
     def caption_tokens(self, regions: RegionOutput) -> Tensor:
         """What prompts the text decoder: semantic or mask tokens, by `config.text.prompt`.

@@ -172,11 +172,13 @@ class Objective(nn.Module):
         sources = self.sources(batch)
         prompts = self.first_prompts(batch)
         for stage in range(self.prompts.stages):
-            output = self.model.decode(features, prompts.points, prompts.labels)
+            last = stage + 1 == self.prompts.stages
+            masks = self.losses.segmentation > 0 or not last
+            output = self.model.decode(features, prompts.points, prompts.labels, masks=masks)
             chosen = output.select(self.choose(output, truth, batch.has_mask, prompts))
             terms += self.stage_terms(output, chosen, truth, batch, step)
             self.watch(figures, stage, chosen, truth, prompts, members["masks"], batch)
-            if stage + 1 < self.prompts.stages:
+            if not last:
                 prompts = self.next_prompts(batch, prompts, chosen.mask_logits)
         for term in terms:
             weights = members[term.group]
@@ -363,18 +365,17 @@ class Objective(nn.Module):
         batch: Batch,
     ) -> None:
         """Adds what a person wants to see: IoU by kind of prompt, agreement with the teacher."""
-        iou = mask_iou(chosen.mask_logits, truth)
-        if stage:
-            return add_figure(figures, "iou_next", iou, members)
-        is_box = prompts.labels[..., 0] == Label.BOX_TOP_LEFT
-        add_figure(figures, "iou_box", iou, members & is_box)
-        add_figure(figures, "iou_point", iou, members & ~is_box)
-        if self.losses.concept == 0 or self.space is None:
-            return None
-        top = self.space.student_log_probs(chosen.sem_embeds).argmax(-1)
-        known = batch.valid & batch.has_concepts
-        teacher = self.space.teacher_top(batch) if known.any() else top
-        return add_figure(figures, "agree", (top == teacher).float(), known)
+        if self.losses.segmentation > 0:
+            iou = mask_iou(chosen.mask_logits, truth)
+            is_box = prompts.labels[..., 0] == Label.BOX_TOP_LEFT
+            by_kind = {"iou_box": members & is_box, "iou_point": members & ~is_box}
+            for name, mine in ({"iou_next": members} if stage else by_kind).items():
+                add_figure(figures, name, iou, mine)
+        if self.losses.concept > 0 and self.space is not None and not stage:
+            top = self.space.student_log_probs(chosen.sem_embeds).argmax(-1)
+            known = batch.valid & batch.has_concepts
+            teacher = self.space.teacher_top(batch) if known.any() else top
+            add_figure(figures, "agree", (top == teacher).float(), known)
 
 
 def _rest(module: nn.Module) -> None:

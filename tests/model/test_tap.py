@@ -29,6 +29,20 @@ def test_shapes() -> None:
     assert logits.shape == (6, 5, 300)
 
 
+def test_without_masks_the_tokens_are_the_same() -> None:
+    model = small_model()
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    points, labels = torch.rand(1, 3, 2, 2) * 64, torch.tensor([2, 3]).expand(1, 3, 2)
+    whole, bare = (
+        model.decode(model.encode_image(images), points, labels, masks=masks)
+        for masks in (True, False)
+    )
+    assert bare.mask_logits.shape == (1, 3, 4, 0, 0)
+    for name in ("iou_pred", "mask_tokens", "sem_tokens", "sem_embeds"):
+        assert torch.equal(getattr(bare, name), getattr(whole, name)), name
+    assert bare.select(torch.zeros(1, 3, dtype=torch.int64)).sem_tokens.shape == (1, 3, 32)
+
+
 def test_pixels_are_rgb_in_any_dtype_and_bgr_inside() -> None:
     model = small_model()
     images = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
