@@ -25,6 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+MAX_KEY = (1 << 63) - 1
+"""Keys are int64 (schemas/keys.py; not imported here, so that --help stays instant)."""
+
 
 @app.callback()
 def _main() -> None:
@@ -232,7 +235,10 @@ def verify(
 @app.command()
 def inspect(
     store: Annotated[str, typer.Argument(help="Path or URI of a store.")],
-    key: Annotated[int | None, typer.Option(help="One region: its row, concepts, picture.")] = None,
+    key: Annotated[
+        int | None,
+        typer.Option(min=0, max=MAX_KEY, help="One region: its row, concepts, picture."),
+    ] = None,
     top: Annotated[int, typer.Option(help="How many concepts.")] = 5,
     png: Annotated[str | None, typer.Option(help="Where the picture goes; region_KEY.png.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
@@ -288,7 +294,10 @@ def query(
 @app.command()
 def nearest(
     store: Annotated[str, typer.Argument(help="Path or URI of a store.")],
-    key: Annotated[int, typer.Option(help="The region to start from; `query` lists keys.")],
+    key: Annotated[
+        int,
+        typer.Option(min=0, max=MAX_KEY, help="The region to start from; `query` lists keys."),
+    ],
     top: Annotated[int, typer.Option(help="How many.")] = 8,
     filter: Annotated[
         str | None, typer.Option(help="Search only regions that match; as for query.")
