@@ -33,6 +33,9 @@ from tap_engine.train.held_out_data import (
 from tap_engine.train.noise import seed_of
 from tap_engine.train.store_reader import StoredImage, StoreReader
 
+_PANEL_PX = 512
+"""Pictures of smaller images are enlarged, by whole numbers, towards this side."""
+
 KINDS = ("all", "object", "part", "stuff")
 
 Numbers = npt.NDArray[np.float64]
@@ -268,7 +271,7 @@ def pair(tap: Tap, space: ConceptSpace, stored: StoredImage, most: int = 12) -> 
         most: regions shown, the largest.
 
     Returns:
-        [H, 2 W, 3] uint8.
+        [Z H, 2 Z W, 3] uint8; Z above 1 for small images, whose names need room.
     """
     rgb = pixels_of(stored)
     masks, boxes = _masks(stored), boxes_of(stored)
@@ -290,7 +293,8 @@ def pair(tap: Tap, space: ConceptSpace, stored: StoredImage, most: int = 12) -> 
     ]
     tap.set_image(rgb)
     predicted = tap.predict(boxes=boxes[shown]) if len(shown) else []
-    sides = [np.asarray(draw_regions(rgb, regions)) for regions in (true, predicted)]
+    zoom = max(1, _PANEL_PX // max(rgb.shape[:2]))
+    sides = [np.asarray(draw_regions(rgb, found, zoom=zoom)) for found in (true, predicted)]
     return np.concatenate(sides, axis=1)
 
 
