@@ -33,3 +33,14 @@ cats="concept = 'cat' AND area > 1500"
 run tap-data query demo/store --filter "$cats"
 key=$(tap-data query demo/store --filter "$cats" --columns key --limit 1 --format csv | tail -n 1)
 run tap-data nearest demo/store --key "$key" --top 5
+
+say "5. Fine-tune the small TAP that comes with the package; truth beside what it predicts"
+run tap-train run --recipe sample_tune --store demo/store --out demo/tuned
+run tap-train measure demo/tuned --store demo/held-out --truth demo/scenes/truth --images 8 \
+    --picture demo/prediction.png
+
+say "6. Ask the shipped model about one scene: three boxes and a point"
+run tap-train predict demo/scenes/visual_genome/VG_100K/30000004.jpg --model sample \
+    --box 150,108,209,160 --box 6,125,83,183 --box 21,164,80,224 --point 218,148 --out demo/one.png
+
+say "Done. Look at demo/store.png, demo/prediction.png and demo/one.png"
