@@ -29,6 +29,11 @@ def ray_session(address: str | None, cpus: int | None, wheel: str | None) -> Ite
     # Ray starts workers 15 nicer than this command: on a busy machine they got 2 % of a core, and a
     # build that takes seconds took minutes. Whoever wants that says `nice tap-data ...`.
     os.environ.setdefault("RAY_worker_niceness", "0")
+    # glibc keeps what a thread has freed, and a worker has many: its peak was 1.9 GB, not 1.5
+    # (benchmarks/results/engine.md). Inherited by the workers; this process has read its own.
+    os.environ.setdefault("MALLOC_ARENA_MAX", "2")
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(4 << 20))
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(64 << 20))
     # Ray starts its own processes by fork and exec, which Lance cannot tell from a fork.
     warnings.filterwarnings("ignore", message="lance is not fork-safe")
     # It would tell users how to get back the bars that ours replace.
