@@ -276,8 +276,6 @@ def run_units(
     # A worker may be killed while it loads its teacher, as at any other moment.
     context.max_consecutive_actor_init_deaths = config.workers.retries
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    # It warns that its progress bars are off, which they are because we show our own.
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     # One block a unit, so that units, not groups of them, are what is handed out and retried.
     rows = [{"unit": pickle.dumps(unit)} for unit in units]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
