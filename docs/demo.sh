@@ -6,7 +6,7 @@ set -eu
 run() {
     printf '\n$'
     for word in "$@"; do
-        case $word in *[!A-Za-z0-9_./=-]*) printf ' "%s"' "$word" ;; *) printf ' %s' "$word" ;; esac
+        case $word in *[!A-Za-z0-9_.,/=-]*) printf ' "%s"' "$word" ;; *) printf ' %s' "$word" ;; esac
     done
     printf '\n'
     "$@"
