@@ -22,8 +22,8 @@ from tap_engine.schemas.tables import IMAGES, REGIONS, table_uri
 
 Index = npt.NDArray[np.int64]
 
-_CACHED_UNITS = 4096
-"""Units whose image offsets are kept: 6 KB each at 512 images."""
+_CACHED_UNITS = 2048
+"""Units whose images are remembered: 16 KB each at 512 images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,16 @@ def lacking(what: str, columns: Iterable[str]) -> str:
 _LOCAL_BLOBS = 16
 """Images asked for at once from a disk. Lance joins neighbours into one read, and fresh buffers of
 tens of MB cost more in page faults than fewer reads save (64 at once: four times the CPU time)."""
+
+
+class _Unit(NamedTuple):
+    """The images of a unit in the order of their rows, and the rows of `regions` they have."""
+
+    ids: Index
+    heights: npt.NDArray[np.int32]
+    widths: npt.NDArray[np.int32]
+    starts: Index
+    ends: Index
 
 
 class _Blocks(NamedTuple):
@@ -95,7 +105,7 @@ class StoreReader:
         self._options = dict(storage_options or {})
         self.versions = dict(versions or {})
         self._tables: dict[str, Any] = {}
-        self._offsets: OrderedDict[int, tuple[Index, Index]] = OrderedDict()
+        self._units: OrderedDict[int, _Unit] = OrderedDict()
         for name in (IMAGES, REGIONS):
             self.versions[name] = self._table(name).version
         stored = self._table(REGIONS).schema.names
@@ -109,7 +119,7 @@ class StoreReader:
         self._block_of_unit = {int(unit): i for i, unit in enumerate(self._regions.units)}
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_tables": {}, "_offsets": OrderedDict()}
+        return self.__dict__ | {"_tables": {}, "_units": OrderedDict()}
 
     @property
     def provenance(self) -> Provenance:
@@ -134,10 +144,11 @@ class StoreReader:
         """
         order = np.argsort(rows, kind="stable")
         wanted = np.asarray(rows)[order]
-        images = self._table(IMAGES).take(wanted, columns=["image_id", "width", "height"])
-        ids = images["image_id"].to_numpy()
+        blocks = np.searchsorted(self._images.starts, wanted, side="right") - 1
+        known = [self._unit(int(block)) for block in blocks]
+        places = (wanted - self._images.starts[blocks]).tolist()
         jpegs = self._jpegs(wanted)
-        spans = [self._span(int(row), int(image)) for row, image in zip(wanted, ids, strict=True)]
+        spans = [(unit.starts[at], unit.ends[at]) for unit, at in zip(known, places, strict=True)]
         picked = np.concatenate([np.arange(low, high) for low, high in spans])
         # Rows sorted in the table's order are read in one sweep.
         sweep = np.argsort(picked, kind="stable")
@@ -146,17 +157,16 @@ class StoreReader:
         keys = table["key"].to_numpy()
         out: list[StoredImage | None] = [None] * len(wanted)
         start = 0
-        heights, widths = images["height"].to_numpy(), images["width"].to_numpy()
-        for i, (low, high) in enumerate(spans):
-            end = start + high - low
-            if np.any(keys[start:end] >> ORDINAL_BITS != ids[i]):
+        for i, (unit, at, (low, high)) in enumerate(zip(known, places, spans, strict=True)):
+            end, image_id = start + int(high - low), int(unit.ids[at])
+            if np.any(keys[start:end] >> ORDINAL_BITS != image_id):
                 raise StoreError(
                     f"{self.uri}: the regions at rows {low}..{high} are not those of image "
-                    f"{ids[i]}; run `tap-data verify`"
+                    f"{image_id}; run `tap-data verify`"
                 )
             out[order[i]] = StoredImage(
-                image_id=int(ids[i]),
-                size_hw=(int(heights[i]), int(widths[i])),
+                image_id=image_id,
+                size_hw=(int(unit.heights[at]), int(unit.widths[at])),
                 jpeg=jpegs[i],
                 regions=table.slice(start, end - start),
             )
@@ -217,25 +227,17 @@ class StoreReader:
             found += [blob or b"" for _, blob in blobs]
         return found
 
-    def _span(self, row: int, image_id: int) -> tuple[int, int]:
-        # Rows of `regions` that hold the regions of an image.
-        block = int(np.searchsorted(self._images.starts, row, side="right")) - 1
-        ids, offsets = self._unit_offsets(block)
-        at = int(np.searchsorted(ids, image_id))
-        return int(offsets[at]), int(offsets[at + 1])
-
-    def _unit_offsets(self, block: int) -> tuple[Index, Index]:
-        # Image ids of a unit, sorted, and the rows of `regions` where each begins.
-        if block in self._offsets:
-            self._offsets.move_to_end(block)
-            return self._offsets[block]
+    def _unit(self, block: int) -> _Unit:
+        # The images of a unit, as they lie, and where the regions of each are.
+        if block in self._units:
+            self._units.move_to_end(block)
+            return self._units[block]
         first, last = self._images.starts[block : block + 2]
         table = self._table(IMAGES).take(
-            np.arange(first, last), columns=["image_id", "region_count"]
+            np.arange(first, last), columns=["image_id", "height", "width", "region_count"]
         )
         ids = table["image_id"].to_numpy()
         counts = table["region_count"].to_numpy().astype(np.int64)
-        order = np.argsort(ids)
         unit = int(self._images.units[block])
         start, rows = self._region_block(unit)
         if counts.sum() != rows:
@@ -243,11 +245,15 @@ class StoreReader:
                 f"{self.uri}: unit {unit} has {rows} regions, its images count {counts.sum()}; "
                 "run `tap-data verify`"
             )
-        offsets = start + np.concatenate([[0], np.cumsum(counts[order])])
-        self._offsets[block] = (ids[order], offsets)
-        if len(self._offsets) > _CACHED_UNITS:
-            self._offsets.popitem(last=False)
-        return self._offsets[block]
+        # Regions are sorted by key, that is by image id.
+        order = np.argsort(ids)
+        starts = np.empty_like(counts)
+        starts[order] = start + np.cumsum(counts[order]) - counts[order]
+        heights, widths = table["height"].to_numpy(), table["width"].to_numpy()
+        self._units[block] = _Unit(ids, heights, widths, starts, starts + counts)
+        if len(self._units) > _CACHED_UNITS:
+            self._units.popitem(last=False)
+        return self._units[block]
 
     def _region_block(self, unit: int) -> tuple[int, int]:
         at = self._block_of_unit.get(unit)
