@@ -134,7 +134,7 @@ def sample() -> TrainConfig:
         prompts=PromptConfig(
             per_image=16,
             stages=1,
-            box_share=0.0,
+            box_share=0.2,
             point_area=0.2,
             box_jitter=0.05,
             box_jitter_px=10,
