@@ -290,9 +290,13 @@ def run_units(
             yield UnitResult.from_json(row["result"])
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class _Attempts:
-    """Counts how often each unit was begun, outside of the workers that may die of it."""
+    """Counts how often each unit was begun, outside of the workers that may die of it.
+
+    It may lie on a node that dies: it then starts again elsewhere with a count of zero, and whoever
+    asked waits for that.
+    """
 
     def __init__(self) -> None:
         self._begun: Counter[int] = Counter()

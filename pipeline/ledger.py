@@ -139,7 +139,8 @@ class Ledger:
     ) -> list[Reject]:
         """Make visible what the indices showed; returns those that no earlier run wrote.
 
-        Half a pair whose other half has appeared since is none any more: its row goes.
+        Half a pair whose other half has appeared since is none any more: its row goes, unless an
+        index still shows a half of that image (a copy of it may be whole elsewhere).
 
         Args:
             rejects: of all shards of this run, stage `index`.
@@ -153,6 +154,7 @@ class Ledger:
             columns=["reason", "detail", "image_id"], filter=f"stage = '{Stage.INDEX}'"
         ).to_pylist()
         halves = {row["image_id"] for row in stored if row["reason"] in HALF_PAIRS} - {None}
+        halves -= {reject.image_id for reject in rejects if reject.reason in HALF_PAIRS}
         paired = np.intersect1d(np.fromiter(halves, np.int64), found_images)
         reasons = ", ".join(f"'{reason}'" for reason in sorted(HALF_PAIRS))
         for start in range(0, len(paired), 1000):
