@@ -5,11 +5,9 @@ task to task would move 165 TB through Ray's object store; here threads prepare 
 teacher works on the batch before (docs/decisions/0002-one-actor-per-teacher.md). Knows no Ray.
 """
 
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -23,15 +21,12 @@ from tap_engine.pipeline.concepts import ConceptPacker, fixed_size_lists
 from tap_engine.pipeline.crop import CropConfig, crop_regions, decode_image
 from tap_engine.pipeline.ledger import UnitResult
 from tap_engine.pipeline.records import ImageRecord, RegionRecord, Source, Unit
-from tap_engine.pipeline.store import FragmentWriter, Store, blob_column
+from tap_engine.pipeline.store import Store
 from tap_engine.pipeline.teacher import Teacher
+from tap_engine.pipeline.unit_rows import StageClock, UnitRows
 from tap_engine.schemas.errors import SchemaError
-from tap_engine.schemas.keys import region_key
 from tap_engine.schemas.rejects import Reason, Reject, Stage
-from tap_engine.schemas.tables import IMAGES, REGIONS, SOURCE_TYPE, images_schema, regions_schema
-
-_ROWS_A_BATCH = 1024
-_IMAGES_A_BATCH = 8
+from tap_engine.schemas.tables import IMAGES, REGIONS, images_schema, regions_schema
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -112,8 +107,8 @@ class UnitBuilder:
             SourceError: the shard is not there any more.
         """
         result = UnitResult(unit.unit_id)
-        clock = _Clock(result.seconds)
-        rows = _Rows(
+        clock = StageClock(result.seconds)
+        rows = UnitRows(
             self._store.writer(IMAGES, images_schema(captioned=self._source.captioned)),
             self._store.writer(REGIONS, self._regions_schema),
             unit.unit_id,
@@ -135,7 +130,7 @@ class UnitBuilder:
         return result
 
     def _embed(
-        self, pool: ThreadPoolExecutor, unit: Unit, result: UnitResult, clock: "_Clock"
+        self, pool: ThreadPoolExecutor, unit: Unit, result: UnitResult, clock: StageClock
     ) -> Iterator[_Embedded]:
         """Images in order, each with the embeddings of all its regions.
 
@@ -150,7 +145,7 @@ class UnitBuilder:
             while waiting and not waiting[0].missing:
                 yield waiting.popleft()
 
-    def _encode(self, batch: _Batch, result: UnitResult, clock: "_Clock") -> None:
+    def _encode(self, batch: _Batch, result: UnitResult, clock: StageClock) -> None:
         assert self._teacher is not None
         with clock("teacher"):
             embeddings = self._teacher.encode_crops(batch.crops[: batch.filled])
@@ -165,7 +160,7 @@ class UnitBuilder:
         self._free.append(batch)
 
     def _cropped(
-        self, pool: ThreadPoolExecutor, unit: Unit, result: UnitResult, clock: "_Clock"
+        self, pool: ThreadPoolExecutor, unit: Unit, result: UnitResult, clock: StageClock
     ) -> Iterator[_Step]:
         """In order, (image some of whose regions are cropped now, batch that is full now)."""
 
@@ -205,7 +200,7 @@ class UnitBuilder:
         count = self._teacher.batch_size if self._teacher else 0
         return _Batch(np.empty((count, size, size, 3), np.uint8))
 
-    def _decode(self, unit: Unit, clock: "_Clock") -> Callable[[int], _Decoded]:
+    def _decode(self, unit: Unit, clock: StageClock) -> Callable[[int], _Decoded]:
         def run(index: int) -> _Decoded:
             with clock("read"):
                 record, rejects = self._source.load(unit, index)
@@ -238,7 +233,7 @@ class UnitBuilder:
         regions: list[RegionRecord],
         out: npt.NDArray[np.uint8],
         full: _Batch | None,
-        clock: "_Clock",
+        clock: StageClock,
     ) -> Callable[[], _Step]:
         def run() -> _Step:
             assert self._crop is not None
@@ -249,7 +244,9 @@ class UnitBuilder:
 
         return run
 
-    def _emit(self, image: _Embedded, rows: "_Rows", result: UnitResult, clock: "_Clock") -> None:
+    def _emit(
+        self, image: _Embedded, rows: UnitRows, result: UnitResult, clock: StageClock
+    ) -> None:
         record = image.record
         derived: list[pa.Array] = []
         regions = record.regions
@@ -273,119 +270,6 @@ class UnitBuilder:
         rows.add(record, regions, derived)
         result.images += 1
         result.regions += len(regions)
-
-
-class _Rows:
-    """Collects finished images and writes them in batches."""
-
-    def __init__(
-        self,
-        images: FragmentWriter,
-        regions: FragmentWriter,
-        unit_id: int,
-        source: Source,
-        clock: "_Clock",
-    ) -> None:
-        self._images, self._regions = images, regions
-        self._unit_id, self._source = unit_id, source
-        self._clock = clock
-        self._pending_images: list[tuple[ImageRecord, int]] = []
-        self._pending_regions: list[list[pa.Array]] = []
-
-    def add(
-        self, record: ImageRecord, regions: list[RegionRecord], derived: list[pa.Array]
-    ) -> None:
-        self._pending_images.append((record, len(regions)))
-        if regions:
-            self._pending_regions.append(self._region_columns(record, regions, derived))
-        if len(self._pending_images) >= _IMAGES_A_BATCH:
-            self._flush_images()
-        if sum(len(columns[0]) for columns in self._pending_regions) >= _ROWS_A_BATCH:
-            self._flush_regions()
-
-    def close(self) -> tuple[list[str], list[str]]:
-        self._flush_images()
-        self._flush_regions()
-        return self._images.close(), self._regions.close()
-
-    def abort(self) -> None:
-        self._images.abort()
-        self._regions.abort()
-
-    def _region_columns(
-        self, record: ImageRecord, regions: list[RegionRecord], derived: list[pa.Array]
-    ) -> list[pa.Array]:
-        count = len(regions)
-        ordinals = np.array([region.ordinal for region in regions], np.int64)
-        boxes = np.array([region.bbox_xywh for region in regions], np.float32)
-        ids = np.full(count, record.image_id, np.int64)
-        columns = [
-            pa.array(region_key(ids, ordinals)),
-            pa.array(ids),
-            pa.array([region.region_id for region in regions], pa.int64()),
-            self._source_column(count),
-            pa.array(np.full(count, self._unit_id, np.int64)),
-            fixed_size_lists(boxes, pa.float32()),
-            pa.array([region.area for region in regions], pa.int32()),
-            pa.array([region.rle for region in regions], pa.binary()),
-            pa.array([region.predicted_iou for region in regions], pa.float32()),
-            pa.array([region.stability_score for region in regions], pa.float32()),
-            *derived,
-            pa.array([region.caption for region in regions], pa.string()),
-        ]
-        if self._source.captioned:
-            columns.append(pa.array([region.caption_raw for region in regions], pa.string()))
-            columns.append(pa.array([record.split] * count, pa.string()))
-        return columns
-
-    def _flush_images(self) -> None:
-        if not (pending := self._pending_images):
-            return
-        records = [record for record, _ in pending]
-        columns = [
-            pa.array([record.image_id for record in records], pa.int64()),
-            self._source_column(len(records)),
-            pa.array(np.full(len(records), self._unit_id, np.int64)),
-            pa.array([record.file_name for record in records], pa.string()),
-            pa.array([record.width for record in records], pa.int32()),
-            pa.array([record.height for record in records], pa.int32()),
-            blob_column([record.jpeg for record in records]),
-            pa.array([count for _, count in pending], pa.int32()),
-        ]
-        if self._source.captioned:
-            columns.append(pa.array([record.split for record in records], pa.string()))
-        self._pending_images = []
-        with self._clock("write"):
-            self._images.write(columns)
-
-    def _flush_regions(self) -> None:
-        if not (pending := self._pending_regions):
-            return
-        self._pending_regions = []
-        columns = [pa.concat_arrays(parts) for parts in zip(*pending, strict=True)]
-        with self._clock("write"):
-            self._regions.write(columns)
-
-    def _source_column(self, count: int) -> pa.Array:
-        indices = pa.array(np.zeros(count, np.int8))
-        names = pa.array([self._source.name])
-        return pa.DictionaryArray.from_arrays(indices, names).cast(SOURCE_TYPE)
-
-
-class _Clock:
-    """Seconds by stage; of several threads, so they may add up to more than the wall's."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self._seconds = seconds
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            spent = time.perf_counter() - start
-            self._seconds[stage] = self._seconds.get(stage, 0.0) + spent
 
 
 def _ordered(
