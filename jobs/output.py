@@ -123,7 +123,8 @@ def print_overview(found: "StoreOverview", as_json: bool) -> None:
         for column in found.columns[table]:
             typer.echo(f"    {column}")
     sources = ", ".join(f"{name} {count:,}" for name, count in found.sources.items())
-    typer.echo(f"images by source: {sources or 'none'}, in {found.units:,} units")
+    units = f", in {found.units:,} units" if found.units else ""
+    typer.echo(f"images by source: {sources or 'none'}{units}")
     reasons = ", ".join(f"{name} {count:,}" for name, count in found.rejects.items())
     typer.echo(f"rejects: {reasons or 'none'}")
     for part, value in (*found.settings.items(), ("made", found.made)):

@@ -245,8 +245,11 @@ def _run(
         rate = (summary.regions + sum(r.regions for r in pending)) / (time.monotonic() - start)
         rejects = sum(summary.rejects.values())
         done = plan.built_images + summary.images + summary.rejected_images - before
-        text = f"{summary.units:,}/{len(plan.units):,} units, {rate:,.0f} regions/s, "
-        progress.update(min(done, plan.total_images), f"{text}{rejects:,} rejects", force=force)
+        text = f"{summary.units:,}/{len(plan.units):,} units, {rate:,.0f} regions/s"
+        if waiting := sum(result.images for result in pending):
+            text += f", {waiting:,} images wait for the next commit"
+        text += f", {rejects:,} rejects"
+        progress.update(min(done, plan.total_images), text, force=force)
 
     try:
         for result in run_units(source, store, config, layout, plan.units):

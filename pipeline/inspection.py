@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
@@ -18,7 +19,7 @@ from tap_engine.schemas.errors import StoreError
 
 @dataclass(frozen=True)
 class StoreOverview:
-    """Counts and provenance of a store."""
+    """Counts and provenance of a store, or of a mixture plan, which has no units."""
 
     rows: Mapping[str, int]
     columns: Mapping[str, list[str]]
@@ -40,12 +41,21 @@ def overview(store: Store) -> StoreOverview:
         for name in (tables.IMAGES, tables.REGIONS, tables.CONCEPTS, tables.REJECTS, tables.MIXTURE)
         if store.exists(name)
     ]
-    if tables.IMAGES not in names:
-        raise StoreError(f"{store.uri} has no table 'images'; is it a store of this system?")
+    main = next((name for name in (tables.IMAGES, tables.MIXTURE) if name in names), None)
+    if main is None:
+        raise StoreError(
+            f"{store.uri} has neither table 'images' nor 'mixture'; is it a store of this system?"
+        )
     datasets = {name: store.open(name) for name in names}
-    images = datasets[tables.IMAGES].to_table(columns=["source", "unit"])
-    reasons = datasets[tables.REJECTS].to_table(columns=["reason"]).column("reason")
-    provenance = store.provenance(tables.IMAGES)
+    images = datasets[main].to_table(
+        columns=["source", *(["unit"] if main == tables.IMAGES else [])]
+    )
+    reasons = (
+        datasets[tables.REJECTS].to_table(columns=["reason"]).column("reason")
+        if tables.REJECTS in names
+        else pa.chunked_array([], pa.string())
+    )
+    provenance = store.provenance(main)
     return StoreOverview(
         rows={name: dataset.count_rows() for name, dataset in datasets.items()},
         columns={
@@ -53,7 +63,7 @@ def overview(store: Store) -> StoreOverview:
             for name, dataset in datasets.items()
         },
         sources=_counts(images.column("source")),
-        units=len(pc.unique(images.column("unit"))),
+        units=len(pc.unique(images.column("unit"))) if main == tables.IMAGES else 0,
         rejects=_counts(reasons),
         settings=provenance.settings,
         made=provenance.made,
@@ -149,6 +159,8 @@ def _picture(
 
 
 def _counts(column: Any) -> dict[str, int]:
+    # Chunks of a dictionary column have dictionaries of their own; as strings they are one count.
+    column = column.cast(pa.string())
     return {
         str(entry["values"]): int(entry["counts"]) for entry in pc.value_counts(column).to_pylist()
     }

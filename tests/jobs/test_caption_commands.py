@@ -95,6 +95,10 @@ def test_a_plan_is_made_of_it_and_the_trainer_finds_its_images(
     assert [len(found) for found in lists] == [
         sum(row["subset"] == k for row in rows) for k in (0, 1)
     ]
+    sources = Counter(row["source"] for row in rows)
+    shown = json.loads(run("inspect", tmp_path / "mix", "--json").stdout)
+    assert (shown["rows"], shown["sources"]) == ({"mixture": len(rows)}, sources)
+    assert "in 0 units" not in run("inspect", tmp_path / "mix").stdout
     drawn = [readers[0].read(found[found < 8]) for found in lists]
     assert [[image.image_id for image in part] for part in drawn] == [
         [r["image_id"] for r in rows if r["subset"] == k and r["source"] == "sa1b"] for k in (0, 1)

@@ -14,6 +14,8 @@ from tap_engine.jobs.data_cli import app
 from tap_engine.pipeline.store import Store
 from tap_engine.schemas.keys import region_key
 from tap_engine.schemas.tables import IMAGES, REGIONS
+from tests.e2e.support import tap_data
+from tests.scenes import scene_members, write_tar
 
 pytestmark = pytest.mark.ray
 
@@ -40,6 +42,18 @@ def test_inspect_shows_counts_and_provenance(built_store) -> None:
     found = json.loads(run("inspect", built_store, "--json").stdout)
     assert found["rows"] == {"images": 8, "regions": 40, "concepts": 6, "rejects": 0}
     assert found["settings"]["vocabulary"]["size"] == 6
+
+
+def test_too_much_left_out_is_exit_code_3_and_a_valid_store(tmp_path, tiny_clip, few_concepts):
+    members = scene_members([1, 2])
+    members["sa_2.jpg"] = b"not a jpeg"
+    write_tar(tmp_path / "shard.tar", members)
+    build = ["build-semantic", tmp_path / "shard.tar", "--out", tmp_path / "store", "--cpus", 1]
+    build += ["--teacher", tiny_clip, "--vocabulary", few_concepts, "--concepts", "top:3"]
+    found = tap_data(*build, code=3)
+    assert "50.00% was left out, more than --max-reject-share 1.00%" in found.stderr
+    assert " 0 failed" in run("verify", tmp_path / "store").stdout
+    tap_data(*build, "--max-reject-share", 0.5)
 
 
 def test_inspect_one_region_saves_its_picture(built_store, tmp_path) -> None:
