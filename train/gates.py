@@ -95,8 +95,8 @@ def overfit_config() -> TrainConfig:
         prompts=replace(base.prompts, box_share=0.85, box_jitter=0.0),
         loss=replace(base.loss, balanced_steps=200),
         optim=replace(base.optim, rate_batch=2),
-        train=replace(base.train, steps=940, batch=2, images=2),
-        checkpoint=replace(base.checkpoint, every=235),
+        train=replace(base.train, steps=2400, batch=2, images=2),
+        checkpoint=replace(base.checkpoint, every=300),
         log=replace(base.log, pictures_every=0),
     )
 
