@@ -4,22 +4,18 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install links lint format types test test-gpu e2e demo bench wheel check clean
+.PHONY: help install lint format types test test-gpu e2e demo bench wheel check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: $(VENV)/.installed links ## make .venv in this folder with the tested versions
+install: $(VENV)/.installed ## make .venv in this folder with the tested versions
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"tap-engine needs Python 3.11 or 3.12, this is {v[0]}.{v[1]}; call make with PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
-
-links: ## folders under the import name, for type checkers (they cannot follow the editable install)
-	@mkdir -p .typing/tap_engine
-	@for room in schemas pipeline model train jobs; do ln -sfn ../../$$room .typing/tap_engine/$$room; done
 
 lint: install ## ruff and the import rules
 	$(BIN)/ruff check .
@@ -54,4 +50,4 @@ wheel: install ## build the wheel that a cluster job ships
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
 clean: ## remove what the targets made, but for the data you built
-	rm -rf $(VENV) .typing build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -49,8 +49,8 @@ from tap_engine.pipeline.concepts import fixed_size_lists
 from tap_engine.pipeline.config import BuildConfig, CropOptions
 from tap_engine.pipeline.crop import CropConfig, crop_regions, decode_image
 from tap_engine.pipeline.ledger import UnitResult
-from tap_engine.pipeline.records import Unit
-from tap_engine.pipeline.sa1b import Sa1bSource
+from tap_engine.pipeline.sources.records import Unit
+from tap_engine.pipeline.sources.sa1b import Sa1bSource
 from tap_engine.pipeline.store import Store, blob_column, stored_schema
 from tap_engine.pipeline.teacher import Teacher, TeacherConfig
 from tap_engine.schemas import rle

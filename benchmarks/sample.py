@@ -14,7 +14,7 @@ import time
 
 import cv2
 
-from tap_engine.pipeline.sample_files import SceneName, draw_scene
+from tap_engine.pipeline.sample.files import SceneName, draw_scene
 
 
 def measure(size: int, scenes: int) -> str:

@@ -23,9 +23,9 @@ import pyarrow as pa
 
 from tap_engine.schemas import rle
 from tap_engine.schemas.provenance import Provenance
-from tap_engine.train.ground_truth import read_coco_layout
-from tap_engine.train.predictions import INSTANCES, PredictionWriter, read_predictions
-from tap_engine.train.scoring_coco import score_detections
+from tap_engine.train.evaluation.ground_truth import read_coco_layout
+from tap_engine.train.evaluation.predictions import INSTANCES, PredictionWriter, read_predictions
+from tap_engine.train.evaluation.scoring_coco import score_detections
 
 SIZE_HW = (480, 640)
 CATEGORIES = 1203

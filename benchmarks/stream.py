@@ -27,11 +27,11 @@ import webdataset
 from PIL import Image
 
 from benchmarks.crops import SIZE_HW, make_jpeg
-from tap_engine.train.augment import AugmentConfig
+from tap_engine.train.data.augment import AugmentConfig
+from tap_engine.train.data.examples import ExampleConfig
+from tap_engine.train.data.store_reader import StoreReader
+from tap_engine.train.data.stream import Share, Stream, StreamConfig
 from tap_engine.train.run_log import memory_gb
-from tap_engine.train.samples import SampleConfig
-from tap_engine.train.store_reader import StoreReader
-from tap_engine.train.stream import Share, Stream, StreamConfig
 from tests.train.small_store import make_store
 
 DISTINCT = 16
@@ -83,8 +83,8 @@ def store(root: Path, shuffle: bool = False) -> Iterator[bytes]:
             yield image.jpeg
 
 
-def samples() -> SampleConfig:
-    return SampleConfig(
+def samples() -> ExampleConfig:
+    return ExampleConfig(
         image_px=32,
         mask_px=8,
         regions=2,

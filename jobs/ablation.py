@@ -18,10 +18,10 @@ from tap_engine.schemas.errors import ConfigError
 from tap_engine.train import distributed
 from tap_engine.train.caption_tokens import learn_tokenizer
 from tap_engine.train.config import TrainConfig, with_overrides
-from tap_engine.train.evaluate import CAPTIONING, CLASSIFICATION, NAMES, SEGMENTATION
+from tap_engine.train.evaluation.evaluate import CAPTIONING, CLASSIFICATION, NAMES, SEGMENTATION
+from tap_engine.train.evaluation.report import Score
 from tap_engine.train.loop import train
 from tap_engine.train.recipes import recipe
-from tap_engine.train.report import Score
 from tap_engine.train.run import open_run
 
 CAPTION_RECIPE = "sample_caption"

@@ -63,10 +63,10 @@ def import_visual_genome(
         )
         from tap_engine.pipeline.build import build
         from tap_engine.pipeline.config import BuildConfig, WorkerConfig
-        from tap_engine.pipeline.filesystem import absolute_uri
-        from tap_engine.pipeline.index_cache import FOLDER
+        from tap_engine.pipeline.sources.filesystem import absolute_uri
+        from tap_engine.pipeline.sources.index_cache import INDEX_FOLDER
+        from tap_engine.pipeline.sources.visual_genome import VisualGenomeSource
         from tap_engine.pipeline.teacher import TeacherConfig
-        from tap_engine.pipeline.visual_genome import VisualGenomeSource
 
         config = BuildConfig(
             out=absolute_uri(out),
@@ -83,7 +83,7 @@ def import_visual_genome(
             storage_options=dict(parse_pairs(storage_option)),
             workers=WorkerConfig(actors=actors, unit_images=unit_images),
         )
-        folder = f"{config.out}/{FOLDER}"
+        folder = f"{config.out}/{INDEX_FOLDER}"
         source = VisualGenomeSource(
             regions, image_data, images, folder, splits=splits, say=typer.echo
         )
@@ -120,7 +120,6 @@ def mix(
     """
     with command_errors():
         from tap_engine.jobs.output import parse_pairs
-        from tap_engine.pipeline.filesystem import absolute_uri
         from tap_engine.pipeline.mixing import (
             MixConfig,
             plan_mixture,
@@ -128,6 +127,7 @@ def mix(
             report_lines,
             write_mixture,
         )
+        from tap_engine.pipeline.sources.filesystem import absolute_uri
         from tap_engine.pipeline.store import Store
 
         options = dict(parse_pairs(storage_option))

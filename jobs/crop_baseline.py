@@ -19,7 +19,7 @@ from tap_engine.pipeline.crop import crop_regions
 from tap_engine.pipeline.teacher import Teacher
 from tap_engine.schemas import rle
 from tap_engine.schemas.vocabulary import readable_names
-from tap_engine.train.eval_sets import EvalSet
+from tap_engine.train.evaluation.data_sets import EvalSet
 
 
 @dataclass

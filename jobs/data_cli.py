@@ -93,9 +93,9 @@ def build_semantic(
         from tap_engine.jobs.output import print_build_summary, print_estimate, print_left_out
         from tap_engine.pipeline.build import build
         from tap_engine.pipeline.config import BuildConfig, CropOptions, WorkerConfig
-        from tap_engine.pipeline.filesystem import absolute_uri
-        from tap_engine.pipeline.index_cache import FOLDER
-        from tap_engine.pipeline.sa1b import Sa1bSource
+        from tap_engine.pipeline.sources.filesystem import absolute_uri
+        from tap_engine.pipeline.sources.index_cache import INDEX_FOLDER
+        from tap_engine.pipeline.sources.sa1b import Sa1bSource
         from tap_engine.pipeline.teacher import TeacherConfig
 
         config = BuildConfig(
@@ -131,7 +131,7 @@ def build_semantic(
             print_estimate(estimate(Sa1bSource(sources, source), config, typer.echo), out)
             return
         with ray_session(ray_address, cpus, ray_wheel):
-            shards = Sa1bSource(sources, source, index_folder=f"{config.out}/{FOLDER}")
+            shards = Sa1bSource(sources, source, index_folder=f"{config.out}/{INDEX_FOLDER}")
             summary = build(shards, config, say=typer.echo)
         print_build_summary(summary, out)
         if summary.failed:
@@ -327,7 +327,7 @@ def picture(
 ) -> None:
     """Draw a store's masks with their most probable concepts."""
     with command_errors():
-        from tap_engine.pipeline.sample_picture import draw_picture, read_scenes
+        from tap_engine.pipeline.picture import draw_picture, read_scenes
 
         scenes = read_scenes(store, images, truth)
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -338,7 +338,7 @@ def picture(
 
 
 def _store(uri: str, options: list[str] | None) -> "Store":
-    from tap_engine.pipeline.filesystem import absolute_uri
+    from tap_engine.pipeline.sources.filesystem import absolute_uri
     from tap_engine.pipeline.store import Store
 
     return Store(absolute_uri(uri), dict(parse_pairs(options)))

@@ -10,7 +10,7 @@ import typer
 from tap_engine.jobs.output import command_errors
 
 if TYPE_CHECKING:
-    from tap_engine.train.report import Score
+    from tap_engine.train.evaluation.report import Score
 
 
 def register(app: typer.Typer) -> None:
@@ -218,7 +218,7 @@ def score(
     Needs no model. Published rows of the same test stand beside the result.
     """
     with command_errors():
-        from tap_engine.train import score_files
+        from tap_engine.train.evaluation import score_files
 
         config = score_files.ScoreConfig(
             protocol=protocol, name=name, data=data, box_source=box_source, partial=partial
@@ -254,7 +254,7 @@ def report(
 ) -> None:
     """Scores side by side, and beside the published ones; unlike tests are refused."""
     with command_errors():
-        from tap_engine.train.report import load_scores
+        from tap_engine.train.evaluation.report import load_scores
 
         found = [score for path in scores for score in load_scores(path)]
         _show(found, out, apart=apart, as_json=as_json)
@@ -262,7 +262,7 @@ def report(
 
 def _save(scores: list["Score"], out: Path) -> None:
     """One score beside its report; several, of an evaluation, in a folder each."""
-    from tap_engine.train.report import SCORE_FILE
+    from tap_engine.train.evaluation.report import SCORE_FILE
 
     for found in scores:
         place = out if len(scores) == 1 else out / "scores" / found.stamp.protocol
@@ -272,7 +272,7 @@ def _save(scores: list["Score"], out: Path) -> None:
 def _show(
     scores: list["Score"], out: Path | None, *, apart: bool = False, as_json: bool = False
 ) -> None:
-    from tap_engine.train.report import tabulate, to_json, to_markdown
+    from tap_engine.train.evaluation.report import tabulate, to_json, to_markdown
 
     tables = tabulate(scores, apart=apart)
     machine, human = json.dumps(to_json(tables), indent=1), to_markdown(tables)

@@ -7,9 +7,9 @@ from pathlib import Path
 from tap_engine.jobs.sample_eval import SAMPLE, SCENES, sample_set
 from tap_engine.model.image_input import Rgb
 from tap_engine.schemas.errors import ConfigError
-from tap_engine.train.eval_sets import EvalSet, from_store, with_folder
-from tap_engine.train.ground_truth import GroundTruth, read_coco_layout
-from tap_engine.train.refcocog import read_refcocog
+from tap_engine.train.evaluation.data_sets import EvalSet, from_store, with_folder
+from tap_engine.train.evaluation.ground_truth import GroundTruth, read_coco_layout
+from tap_engine.train.evaluation.refcocog import read_refcocog
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,19 +15,18 @@ from tap_engine.model.checkpoint import checkpoint_file
 from tap_engine.model.concepts import ConceptTable
 from tap_engine.model.predictor import Precision, Tap
 from tap_engine.schemas.errors import ConfigError
+from tap_engine.schemas.progress import Say
 from tap_engine.schemas.vocabulary import readable_names
-from tap_engine.train import evaluate
 from tap_engine.train.checkpoint import model_folder
-from tap_engine.train.detector_boxes import DetectorBoxes
-from tap_engine.train.eval_sets import EvalSet
-from tap_engine.train.eval_tasks import classification_tasks, model_tasks
-from tap_engine.train.evaluate import Share, Task
-from tap_engine.train.ground_truth import GroundTruth
-from tap_engine.train.region_model import TapRegions
-from tap_engine.train.report import Score
-from tap_engine.train.score_files import GT, ScoreConfig, score
-
-Say = Callable[[str], None]
+from tap_engine.train.evaluation import evaluate
+from tap_engine.train.evaluation.data_sets import EvalSet
+from tap_engine.train.evaluation.detector_boxes import DetectorBoxes
+from tap_engine.train.evaluation.evaluate import ImageShare, Task
+from tap_engine.train.evaluation.ground_truth import GroundTruth
+from tap_engine.train.evaluation.region_model import TapRegions
+from tap_engine.train.evaluation.report import Score
+from tap_engine.train.evaluation.score_files import GT, ScoreConfig, score
+from tap_engine.train.evaluation.tasks import classification_tasks, model_tasks
 
 _MASKED = {evaluate.SEGMENTATION, evaluate.PROMPTING}
 
@@ -81,7 +80,7 @@ def run_evaluation(request: EvalRequest, say: Say) -> list[Score]:
         )
     if unknown := set(request.tasks) - evaluate.SCHEMAS.keys():
         raise ConfigError(f"unknown task {min(unknown)!r}; there are {', '.join(evaluate.SCHEMAS)}")
-    share = Share(
+    share = ImageShare(
         out=request.out,
         rank=int(os.environ.get("RANK", 0)),
         world=int(os.environ.get("WORLD_SIZE", 1)),

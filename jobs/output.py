@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from tap_engine.pipeline.estimate import Estimate
     from tap_engine.pipeline.inspection import RegionView, StoreOverview
-    from tap_engine.pipeline.summary import Summary
+    from tap_engine.pipeline.summary import BuildSummary
 
 FAILED = 1
 REJECTS_ABOVE_LIMIT = 3
@@ -38,7 +38,7 @@ def command_errors() -> Iterator[None]:
         sys.exit(INTERRUPTED)
 
 
-def print_build_summary(summary: "Summary", out: str) -> None:
+def print_build_summary(summary: "BuildSummary", out: str) -> None:
     """Counts, seconds by stage, what was left out, and what to run next."""
     typer.echo(
         f"built {summary.images:,} images and {summary.regions:,} regions in "
@@ -57,7 +57,7 @@ def print_build_summary(summary: "Summary", out: str) -> None:
     typer.echo(f"next: tap-data verify {out}")
 
 
-def print_left_out(summary: "Summary", limit: float) -> bool:
+def print_left_out(summary: "BuildSummary", limit: float) -> bool:
     """Whether more than `limit` was left out; says so."""
     if summary.reject_share <= limit:
         return False

@@ -40,8 +40,8 @@ def sample(
     """
     import time
 
-    from tap_engine.pipeline.progress import Progress
-    from tap_engine.pipeline.sample_world import SampleConfig, write_sample_world
+    from tap_engine.pipeline.sample.world import SampleConfig, write_sample_world
+    from tap_engine.schemas.progress import Progress
 
     with command_errors():
         config = SampleConfig(
@@ -71,7 +71,7 @@ def sample(
 
 def sample_shipped(out: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
     """Copy the scenes that come with the package: 256 px, the same bytes everywhere."""
-    from tap_engine.pipeline.sample_world import copy_shipped_scenes
+    from tap_engine.pipeline.sample.world import copy_shipped_scenes
 
     with command_errors():
         copy_shipped_scenes(out)
@@ -87,7 +87,7 @@ def sample_sprites(
     ] = None,
 ) -> None:
     """Draw the sprite sheet of the sample world again, from the font."""
-    from tap_engine.pipeline.sample_sprites import make_sprites
+    from tap_engine.pipeline.sample.sprites import make_sprites
 
     with command_errors():
         made = make_sprites(out, font)
@@ -115,10 +115,10 @@ def train_teacher(
     with command_errors():
         import torch
 
-        from tap_engine.pipeline.progress import Progress
-        from tap_engine.pipeline.sample_accuracy import format_accuracy
-        from tap_engine.pipeline.teacher_training import TeacherTrainingConfig
-        from tap_engine.pipeline.teacher_training import train_teacher as train
+        from tap_engine.pipeline.sample.accuracy import format_accuracy
+        from tap_engine.pipeline.sample.teacher_training import TeacherTrainingConfig
+        from tap_engine.pipeline.sample.teacher_training import train_teacher as train
+        from tap_engine.schemas.progress import Progress
 
         chosen = {
             "scenes": scenes,
@@ -149,7 +149,7 @@ def sample_accuracy(
     store: Annotated[str, typer.Argument(help="A store built from sample scenes.")],
     truth: Annotated[Path, typer.Option(help="The folder `truth` that `sample` wrote, or a file.")],
     split: Annotated[
-        str | None, typer.Option(help="Only regions of train, or of validation.")
+        str | None, typer.Option(help="Only regions of this split: train or val.")
     ] = None,
     at_least: Annotated[
         float, typer.Option(help="Exit with code 1 when objects' top-1 is below this.")
@@ -161,7 +161,7 @@ def sample_accuracy(
     from dataclasses import asdict
 
     with command_errors():
-        from tap_engine.pipeline.sample_accuracy import format_accuracy, measure_store
+        from tap_engine.pipeline.sample.accuracy import format_accuracy, measure_store
 
         found = measure_store(store, truth, split=split)
     if as_json:

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from PIL import Image
 
 from tap_engine.model.image_input import Rgb, to_rgb
-from tap_engine.pipeline.sample_captions import compose_captions
-from tap_engine.pipeline.sample_files import JPEG_QUALITY, SceneName
-from tap_engine.pipeline.sample_scene import OBJECT, Scene
+from tap_engine.pipeline.sample.captions import compose_captions
+from tap_engine.pipeline.sample.files import JPEG_QUALITY, SceneName
+from tap_engine.pipeline.sample.scene import Scene
+from tap_engine.schemas.truth import OBJECT
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
-from tap_engine.train.eval_sets import EvalSet
-from tap_engine.train.ground_truth import Category, GroundTruth, ImageRecord, region_table
+from tap_engine.train.evaluation.data_sets import EvalSet
+from tap_engine.train.evaluation.ground_truth import Category, GroundTruth, TruthImage, region_table
 
 SCENES = 100
 SIZE_PX = 256
@@ -28,14 +29,14 @@ SAMPLE = "sample"
 def sample_set(scenes: int = SCENES, size_px: int = SIZE_PX, seed: int = 0) -> EvalSet:
     """Held-out scenes with their truth; about 40 a second at 256 px on one core."""
     names = load_vocabulary(DEFAULT_VOCABULARY)
-    images: dict[int, ImageRecord] = {}
+    images: dict[int, TruthImage] = {}
     jpegs: dict[int, bytes] = {}
     rows: list[dict[str, object]] = []
     for index in range(scenes):
         scene_name = SceneName(seed, "validation", index)
         scene = scene_name.render(size_px)
         number = scene_name.number
-        images[number] = ImageRecord(
+        images[number] = TruthImage(
             image_id=number, size_hw=(size_px, size_px), file_name=f"sa_{number}.jpg"
         )
         jpegs[number] = _jpeg(scene)

@@ -15,7 +15,9 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Change a setting: train.steps=100."),
 ]
-Truth = Annotated[str, typer.Option(help="Truth table of a sample-world store: file or folder.")]
+TruthOption = Annotated[
+    str, typer.Option(help="Truth table of a sample-world store: file or folder.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -35,7 +37,7 @@ def run(
         list[str] | None, typer.Option(help="Store to train on; several are joined.")
     ] = None,
     held_out: Annotated[str, typer.Option(help="Store to measure on, not trained on.")] = "",
-    truth: Truth = "",
+    truth: TruthOption = "",
     resume: Annotated[
         str, typer.Option(help="auto: go on if there is a checkpoint; never; or a checkpoint.")
     ] = "auto",
@@ -98,7 +100,7 @@ def recipes(
 def measure(
     model: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder or .safetensors.")],
     store: Annotated[str, typer.Option(help="Store to measure on.")],
-    truth: Truth = "",
+    truth: TruthOption = "",
     images: Annotated[int | None, typer.Option(help="How many of its images.")] = None,
     split: Annotated[
         str | None,
@@ -147,7 +149,7 @@ def gate(
     out: Annotated[Path, typer.Option(help="Folder for the runs.")],
     store: Annotated[list[str], typer.Option(help="Sample-world store to train on.")],
     held_out: Annotated[str, typer.Option(help="Sample-world store to measure on.")] = "",
-    truth: Truth = "",
+    truth: TruthOption = "",
     set_: Set = None,
 ) -> None:
     """Does it learn? Trains for minutes and prints the figures beside what they must beat.
@@ -195,7 +197,7 @@ def with_sample_trunk(config: "TrainConfig") -> "TrainConfig":
 
     if config.init.trunk != "sample":
         return config
-    from tap_engine.pipeline.sample_teacher import sample_teacher_dir
+    from tap_engine.pipeline.sample.teacher_model import sample_teacher_dir
 
     file = sample_teacher_dir() / "open_clip_model.safetensors"
     return replace(config, init=replace(config.init, trunk=str(file)))

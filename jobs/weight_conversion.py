@@ -62,7 +62,7 @@ def _keep_model(weights: dict[str, Tensor], source: Path, target: Path) -> Itera
 
 
 def _keep_concepts(table: ConceptTable, source: Path, target: Path) -> Iterator[str]:
-    path = target if target.suffix == ".safetensors" else target / concepts.FILE_NAME
+    path = target if target.suffix == ".safetensors" else target / concepts.CONCEPTS_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     table.save(path)
     width = table.text_embeddings.shape[1]
@@ -74,7 +74,7 @@ def _keep_concepts(table: ConceptTable, source: Path, target: Path) -> Iterator[
 
 
 def _write_back(source: Path, target: Path) -> Iterator[str]:
-    if source.name == concepts.FILE_NAME:
+    if source.name == concepts.CONCEPTS_FILE:
         official_weights.write_official_concepts(target, ConceptTable.load(source))
     else:
         checkpoint.read_card(source)  # refuses what is no checkpoint

@@ -21,9 +21,9 @@ from tap_engine.model.tap import TapModel
 from tap_engine.model.tensor_file import open_tensors, write_tensors
 from tap_engine.schemas.errors import CheckpointError
 
-FILE_NAME = "model.safetensors"
+MODEL_FILE = "model.safetensors"
 
-SAMPLE = "sample"
+SAMPLE_MODEL = "sample"
 """The name of the tiny TAP that comes with the package, wherever a checkpoint is asked for."""
 
 _CONFIG, _CARD = "tap.config", "tap.card"
@@ -61,7 +61,7 @@ def save_model(path: str | Path, state: Mapping[str, Tensor], card: ModelCard) -
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        path = path / FILE_NAME
+        path = path / MODEL_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     notes = {
         "tokenizer": card.tokenizer,
@@ -168,9 +168,9 @@ def named(path: str | Path) -> Path:
     A folder of that name counts only if a model or a run is in it.
     """
     path = Path(path)
-    inside = (FILE_NAME, "checkpoints")
-    if path == Path(SAMPLE) and not any((path / name).exists() for name in inside):
-        return Path(__file__).parent / SAMPLE
+    inside = (MODEL_FILE, "checkpoints")
+    if path == Path(SAMPLE_MODEL) and not any((path / name).exists() for name in inside):
+        return Path(__file__).parent / SAMPLE_MODEL
     return path
 
 
@@ -181,7 +181,7 @@ def checkpoint_file(path: str | Path) -> Path:
         CheckpointError: there is none.
     """
     path = named(path)
-    file = path / FILE_NAME if path.is_dir() else path
+    file = path / MODEL_FILE if path.is_dir() else path
     if not file.is_file():
-        raise CheckpointError(f"no checkpoint {str(file)!r}: expected a folder with {FILE_NAME}")
+        raise CheckpointError(f"no checkpoint {str(file)!r}: expected a folder with {MODEL_FILE}")
     return file

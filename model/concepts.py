@@ -18,7 +18,7 @@ from tap_engine.model.tensor_file import open_tensors, write_tensors
 from tap_engine.schemas.errors import CheckpointError, ConfigError
 from tap_engine.schemas.vocabulary import Vocabulary
 
-FILE_NAME = "concepts.safetensors"
+CONCEPTS_FILE = "concepts.safetensors"
 
 _TENSOR, _METADATA = "text_embeddings", "tap.concepts"
 

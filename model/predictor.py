@@ -139,8 +139,8 @@ class Tap:
         file = checkpoint.checkpoint_file(path)
         folder, card = file.parent, checkpoint.read_card(file)
         table = tokenizer = None
-        if (folder / concepts.FILE_NAME).is_file():
-            table = ConceptTable.load(folder / concepts.FILE_NAME)
+        if (folder / concepts.CONCEPTS_FILE).is_file():
+            table = ConceptTable.load(folder / concepts.CONCEPTS_FILE)
         if any((folder / name).is_file() for name in text_tokenizer.FILE_NAMES):
             tokenizer = text_tokenizer.load_tokenizer(folder)
             if card.tokenizer not in (None, tokenizer.fingerprint):

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,21 +21,21 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 
 from tap_engine.pipeline.concepts import ConceptPacker, concepts_table, embed_concepts
 from tap_engine.pipeline.config import BuildConfig, build_settings
+from tap_engine.pipeline.layout import WorkerLayout, choose_layout
 from tap_engine.pipeline.ledger import Ledger, UnitResult, done_images
 from tap_engine.pipeline.planning import Plan, make_plan
-from tap_engine.pipeline.progress import Progress
-from tap_engine.pipeline.records import Source, Unit
+from tap_engine.pipeline.sources.records import Source, Unit
 from tap_engine.pipeline.store import Store
-from tap_engine.pipeline.summary import Summary
+from tap_engine.pipeline.summary import BuildSummary
 from tap_engine.pipeline.teacher import Teacher, TeacherConfig, TeacherInfo, pending_download
 from tap_engine.pipeline.unit_builder import UnitBuilder
 from tap_engine.schemas.errors import (
-    ConfigError,
     SchemaError,
     SourceError,
     StoreError,
     TapError,
 )
+from tap_engine.schemas.progress import Progress, Say
 from tap_engine.schemas.provenance import Provenance, software
 from tap_engine.schemas.tables import (
     CONCEPTS,
@@ -50,19 +49,13 @@ from tap_engine.schemas.tables import (
 )
 from tap_engine.schemas.vocabulary import load_vocabulary
 
-Say = Callable[[str], None]
 Value = TypeVar("Value")
-
-_MEMORY_AN_ACTOR = 2 << 30
-"""Bytes assumed for a worker without GPU when choosing how many to start: interpreter, torch,
-a small teacher and the crops in flight (measured below 1.5 GB; benchmarks/results/engine.md)."""
-
 
 _STORAGE_WAITS_S = (1, 10, 60)
 """Pauses before a unit is tried again after its storage failed (beside the clients' own)."""
 
 
-def build(source: Source, config: BuildConfig, *, say: Say = print) -> Summary:
+def build(source: Source, config: BuildConfig, *, say: Say = print) -> BuildSummary:
     """Build, or continue, a store from a source. Ray must be initialised.
 
     Raises:
@@ -95,7 +88,7 @@ def build(source: Source, config: BuildConfig, *, say: Say = print) -> Summary:
             f"{plan.built_images:,} built before, {len(plan.units):,} units to do"
             + (f"; {plan.duplicate_images:,} repeated images skipped" * bool(plan.duplicate_images))
         )
-        summary = Summary(built_before=plan.built_images, total_images=plan.total_images)
+        summary = BuildSummary(built_before=plan.built_images, total_images=plan.total_images)
         summary.add_rejects(ledger.commit_index(plan.rejects, plan.found_images))
         _run(source, store, config, layout, plan, ledger, summary)
         index_keys(store)
@@ -103,54 +96,9 @@ def build(source: Source, config: BuildConfig, *, say: Say = print) -> Summary:
     return summary
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Resolved worker settings."""
-
-    actors: int
-    cpus: int
-    gpus: float
-    unit_images: int
-
-    def describe(self) -> str:
-        """One line for people."""
-        gpus = f" and {self.gpus:g} GPU" if self.gpus else ""
-        return (
-            f"{self.actors} worker{'s' * (self.actors > 1)}, each {self.cpus} CPU{gpus}; "
-            f"units of {self.unit_images} images"
-        )
-
-
-def choose_layout(config: BuildConfig, resources: dict[str, Any]) -> Layout:
-    """Workers that fit the cluster: one per GPU with a share of the CPUs, else one per CPU.
-
-    Raises:
-        ConfigError: more is asked for than the cluster has.
-    """
-    workers = config.workers
-    cpus, gpus = int(resources.get("CPU", 1)), float(resources.get("GPU", 0))
-    gpus_each = (1.0 if gpus else 0.0) if workers.teacher_gpus is None else workers.teacher_gpus
-    if config.teacher is None:
-        gpus_each = 0.0
-    if gpus_each:
-        actors = workers.actors or max(1, int(gpus / gpus_each))
-        cpus_each = workers.crop_cpus or min(max(cpus // actors, 1), 8)
-    else:
-        cpus_each = workers.crop_cpus or 1
-        by_memory = int(resources.get("memory", _MEMORY_AN_ACTOR) // _MEMORY_AN_ACTOR)
-        actors = workers.actors or max(1, min(cpus // cpus_each, by_memory))
-    if actors * cpus_each > cpus or actors * gpus_each > gpus:
-        raise ConfigError(
-            f"{actors} workers of {cpus_each} CPU and {gpus_each:g} GPU were asked for; the "
-            f"cluster has {cpus} CPU and {gpus:g} GPU"
-        )
-    # With a teacher on a CPU a unit of 512 images would take most of an hour, and progress comes
-    # in units.
-    large = gpus_each or config.teacher is None
-    return Layout(actors, cpus_each, gpus_each, workers.unit_images or (512 if large else 32))
-
-
-def open_store(source: Source, store: Store, config: BuildConfig, layout: Layout, say: Say) -> None:
+def open_store(
+    source: Source, store: Store, config: BuildConfig, layout: WorkerLayout, say: Say
+) -> None:
     """Create the tables, or check that the existing ones were made with the same settings."""
     if store.exists(IMAGES):
         stored = store.provenance(REGIONS)
@@ -185,7 +133,7 @@ def open_store(source: Source, store: Store, config: BuildConfig, layout: Layout
 
 
 def _embed_vocabulary(
-    config: BuildConfig, teacher: TeacherConfig, layout: Layout, say: Say
+    config: BuildConfig, teacher: TeacherConfig, layout: WorkerLayout, say: Say
 ) -> tuple[TeacherInfo, pa.Table]:
     """What the teacher is, and the `concepts` table it makes; loads it in a Ray worker."""
     vocabulary = load_vocabulary(config.vocabulary)
@@ -219,10 +167,10 @@ def _run(
     source: Source,
     store: Store,
     config: BuildConfig,
-    layout: Layout,
+    layout: WorkerLayout,
     plan: Plan,
     ledger: Ledger,
-    summary: Summary,
+    summary: BuildSummary,
 ) -> None:
     if not plan.units:
         return
@@ -267,7 +215,7 @@ def _run(
 
 
 def run_units(
-    source: Source, store: Store, config: BuildConfig, layout: Layout, units: Sequence[Unit]
+    source: Source, store: Store, config: BuildConfig, layout: WorkerLayout, units: Sequence[Unit]
 ) -> Iterator[UnitResult]:
     """Results of units as they finish, in no particular order."""
     context = DataContext.get_current()

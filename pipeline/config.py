@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tap_engine.pipeline.concepts import SOURCE_TEMPLATES, TARGET_TEMPLATES, parse_top_k
-from tap_engine.pipeline.crop import CropConfig, Fill, Fit, Order
-from tap_engine.pipeline.records import Source
+from tap_engine.pipeline.crop import CropConfig, CropOrder, Fill, Fit
+from tap_engine.pipeline.sources.records import Source
 from tap_engine.pipeline.teacher import TeacherConfig, TeacherInfo
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
@@ -23,7 +23,7 @@ class CropOptions:
     fill: Fill = "mean"
     fit: Fit = "pad"
     margin: float = 0.0
-    order: Order = "composite"
+    order: CropOrder = "composite"
 
     def for_teacher(self, info: TeacherInfo) -> CropConfig:
         """The whole crop rule."""

@@ -22,7 +22,7 @@ from tap_engine.schemas.errors import ConfigError, SchemaError
 ImageRgb = npt.NDArray[np.uint8]
 Fill = Literal["mean", "black", "keep"]
 Fit = Literal["pad", "squash"]
-Order = Literal["composite", "resize"]
+CropOrder = Literal["composite", "resize"]
 Resampling = Literal["bicubic", "bilinear"]
 
 MAX_IMAGE_PX = 200_000_000
@@ -55,7 +55,7 @@ class CropConfig:
     fill: Fill = "mean"
     fit: Fit = "pad"
     margin: float = 0.0
-    order: Order = "composite"
+    order: CropOrder = "composite"
     resampling: Resampling = "bicubic"
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class CropConfig:
         for name, choices in (
             ("fill", get_args(Fill)),
             ("fit", get_args(Fit)),
-            ("order", get_args(Order)),
+            ("order", get_args(CropOrder)),
             ("resampling", get_args(Resampling)),
         ):
             if getattr(self, name) not in choices:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from tap_engine.pipeline.build import Layout, choose_layout
 from tap_engine.pipeline.concepts import parse_top_k
 from tap_engine.pipeline.config import BuildConfig
 from tap_engine.pipeline.crop import CropConfig, crop_regions, decode_image
+from tap_engine.pipeline.layout import WorkerLayout, choose_layout
 from tap_engine.pipeline.planning import make_plan
-from tap_engine.pipeline.records import ImageRecord, Shard, Source, Unit
+from tap_engine.pipeline.sources.records import ImageRecord, Shard, Source, Unit
 from tap_engine.pipeline.teacher import Teacher, TeacherInfo, pending_download
 from tap_engine.pipeline.unit_builder import outer_box
 from tap_engine.schemas.errors import ConfigError, SchemaError, SourceError
@@ -65,7 +65,7 @@ class Estimate:
     prepare_s: float = 0.0
     crops_per_s: float | None = None
     device: str = ""
-    layout: Layout | None = None
+    layout: WorkerLayout | None = None
     warnings: list[str] = field(default_factory=list)
 
     @property

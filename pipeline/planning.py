@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tap_engine.pipeline.records import Shard, Source, Unit
+from tap_engine.pipeline.sources.records import Shard, Source, Unit
 from tap_engine.schemas.rejects import Reject
 
 _INDEX_THREADS = 32

@@ -17,7 +17,6 @@ import lance
 import pyarrow as pa
 import torch
 
-from tap_engine.pipeline.build import Say
 from tap_engine.pipeline.concepts import (
     SOURCE_TEMPLATES,
     TARGET_TEMPLATES,
@@ -30,6 +29,7 @@ from tap_engine.pipeline.ledger import Ledger
 from tap_engine.pipeline.store import Store
 from tap_engine.pipeline.teacher import Teacher, TeacherConfig
 from tap_engine.schemas.errors import ConfigError, SchemaError
+from tap_engine.schemas.progress import Say
 from tap_engine.schemas.provenance import METADATA_KEY, Provenance
 from tap_engine.schemas.tables import CONCEPTS, IMAGES, REGIONS, REJECTS, concept_fields
 from tap_engine.schemas.vocabulary import Vocabulary, load_vocabulary

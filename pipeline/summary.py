@@ -9,7 +9,7 @@ from tap_engine.schemas.rejects import BOOKKEEPING, Reject
 
 
 @dataclass
-class Summary:
+class BuildSummary:
     """What a build did.
 
     Attributes:

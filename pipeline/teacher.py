@@ -188,7 +188,7 @@ def resolve(config: TeacherConfig) -> tuple[str, str]:
         ConfigError: neither a known model nor a folder, or weights are not named.
     """
     if config.name == SAMPLE_TEACHER:
-        from tap_engine.pipeline.sample_teacher import sample_teacher_dir
+        from tap_engine.pipeline.sample.teacher_model import sample_teacher_dir
 
         return f"{LOCAL_FOLDER}{sample_teacher_dir()}", config.pretrained or SAMPLE_TEACHER
     if config.name.startswith("hf-hub:"):

@@ -20,7 +20,7 @@ from torch import Tensor
 from tap_engine.pipeline.concepts import ConceptPacker, fixed_size_lists
 from tap_engine.pipeline.crop import CropConfig, crop_regions, decode_image
 from tap_engine.pipeline.ledger import UnitResult
-from tap_engine.pipeline.records import ImageRecord, RegionRecord, Source, Unit
+from tap_engine.pipeline.sources.records import ImageRecord, RegionRecord, Source, Unit
 from tap_engine.pipeline.store import Store
 from tap_engine.pipeline.teacher import Teacher
 from tap_engine.pipeline.unit_rows import StageClock, UnitRows

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from tap_engine.pipeline.concepts import fixed_size_lists
-from tap_engine.pipeline.records import ImageRecord, RegionRecord, Source
+from tap_engine.pipeline.sources.records import ImageRecord, RegionRecord, Source
 from tap_engine.pipeline.store import FragmentWriter, blob_column
 from tap_engine.schemas.keys import region_key
 from tap_engine.schemas.tables import SOURCE_TYPE

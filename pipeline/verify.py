@@ -27,7 +27,7 @@ _PROB_TOLERANCE = 2e-2
 
 
 @dataclass
-class Report:
+class VerifyReport:
     """What was checked and what was found.
 
     Attributes:
@@ -53,7 +53,7 @@ class Report:
 
 def verify(
     store: Store, *, jpeg_sample: int = 64, say: Callable[[str], None] = lambda text: None
-) -> Report:
+) -> VerifyReport:
     """Check a whole store.
 
     Args:
@@ -65,7 +65,7 @@ def verify(
         StoreError: a table is missing.
         SchemaError: provenance is damaged.
     """
-    report = Report()
+    report = VerifyReport()
     images, regions, rejects, concepts = (
         store.open(name)
         for name in (tables.IMAGES, tables.REGIONS, tables.REJECTS, tables.CONCEPTS)
@@ -91,7 +91,7 @@ def _check_schemas(
     regions: lance.LanceDataset,
     rejects: lance.LanceDataset,
     concepts: lance.LanceDataset,
-    report: Report,
+    report: VerifyReport,
 ) -> int:
     provenance = {
         name: store.provenance(name)
@@ -129,7 +129,7 @@ def _check_schemas(
 
 
 def _check_images(
-    images: lance.LanceDataset, report: Report
+    images: lance.LanceDataset, report: VerifyReport
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     columns = ["image_id", "unit", "region_count", "width", "height"]
     table = images.to_table(columns=columns)
@@ -153,7 +153,7 @@ def _check_regions(
     counts: npt.NDArray[np.int64],
     top_k: int,
     vocabulary: int,
-    report: Report,
+    report: VerifyReport,
 ) -> None:
     # Keys are kept for one image at a time only; whole images lie together (checked below).
     found = np.zeros(len(image_ids), np.int64)
@@ -230,7 +230,7 @@ def _check_regions(
 
 
 def _check_captions(
-    images: lance.LanceDataset, regions: lance.LanceDataset, report: Report
+    images: lance.LanceDataset, regions: lance.LanceDataset, report: VerifyReport
 ) -> None:
     empty = regions.count_rows(
         filter="caption IS NULL OR caption = '' OR caption_raw IS NULL OR caption_raw = ''"
@@ -271,7 +271,7 @@ def _bad_concepts(batch: pa.RecordBatch, vocabulary: int) -> int:
     return int((~good).sum())
 
 
-def _check_rejects(rejects: lance.LanceDataset, report: Report) -> None:
+def _check_rejects(rejects: lance.LanceDataset, report: VerifyReport) -> None:
     known = {str(stage) for stage in Stage}, {str(reason) for reason in Reason}
     table = rejects.to_table(columns=["stage", "reason"])
     for name, words in zip(("stage", "reason"), known, strict=True):
@@ -282,7 +282,9 @@ def _check_rejects(rejects: lance.LanceDataset, report: Report) -> None:
         )
 
 
-def _check_indices(regions: lance.LanceDataset, images: lance.LanceDataset, report: Report) -> None:
+def _check_indices(
+    regions: lance.LanceDataset, images: lance.LanceDataset, report: VerifyReport
+) -> None:
     for dataset, column, table in ((regions, "key", "regions"), (images, "image_id", "images")):
         if not dataset.count_rows():
             continue
@@ -294,7 +296,7 @@ def _check_indices(regions: lance.LanceDataset, images: lance.LanceDataset, repo
         report.add(f"the index on {table}.{column} is up to date", problem)
 
 
-def _check_jpegs(images: lance.LanceDataset, sample: int, report: Report) -> None:
+def _check_jpegs(images: lance.LanceDataset, sample: int, report: VerifyReport) -> None:
     rows = images.count_rows()
     places = sorted({int(place) for place in np.linspace(0, rows - 1, min(sample, rows))})
     damaged = [

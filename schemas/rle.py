@@ -16,13 +16,13 @@ from pycocotools import mask as coco_mask
 from tap_engine.schemas.errors import SchemaError
 
 Runs = npt.NDArray[np.int64]
-Size = tuple[int, int]
+SizeHw = tuple[int, int]
 
 _MAX_CHARS = 7
 """A run is at most 35 bits long in the compressed form; longer is garbage."""
 
 
-def runs(counts: bytes | str, size_hw: Size) -> Runs:
+def runs(counts: bytes | str, size_hw: SizeHw) -> Runs:
     """Run lengths of a compressed mask, zeros first; they sum to height * width.
 
     Raises:
@@ -42,13 +42,13 @@ def runs(counts: bytes | str, size_hw: Size) -> Runs:
     return out[:found]
 
 
-def decode(counts: bytes | str, size_hw: Size) -> npt.NDArray[np.uint8]:
+def decode(counts: bytes | str, size_hw: SizeHw) -> npt.NDArray[np.uint8]:
     """[H, W] uint8 mask of 0 and 1; costs the full size, see `decode_window`."""
     return decode_window(runs(counts, size_hw), size_hw, (0, 0, size_hw[1], size_hw[0]))
 
 
 def decode_window(
-    mask_runs: Runs, size_hw: Size, window_xyxy: tuple[int, int, int, int]
+    mask_runs: Runs, size_hw: SizeHw, window_xyxy: tuple[int, int, int, int]
 ) -> npt.NDArray[np.uint8]:
     """Part of a mask, at the cost of that part.
 
@@ -68,8 +68,8 @@ def decode_window(
 
 def decode_scaled(
     mask_runs: Runs,
-    size_hw: Size,
-    out_hw: Size,
+    size_hw: SizeHw,
+    out_hw: SizeHw,
     window_xyxy: tuple[float, float, float, float] | None = None,
 ) -> npt.NDArray[np.float32]:
     """Share of each output cell that the mask covers: exact area averaging, any scale.
@@ -96,7 +96,7 @@ def area(mask_runs: Runs) -> int:
     return int(mask_runs[1::2].sum())
 
 
-def bbox_xywh(mask_runs: Runs, size_hw: Size) -> tuple[int, int, int, int]:
+def bbox_xywh(mask_runs: Runs, size_hw: SizeHw) -> tuple[int, int, int, int]:
     """Tight box of the mask, pixel-edge convention; width and height 0 for an empty mask."""
     left, top, right, bottom = _bounds(mask_runs, size_hw[0])
     return int(left), int(top), int(right - left), int(bottom - top)
@@ -108,7 +108,7 @@ def encode(mask: npt.NDArray[np.generic]) -> bytes:
     return cast(bytes, encoded["counts"])
 
 
-def from_coco(segmentation: object, size_hw: Size) -> bytes:
+def from_coco(segmentation: object, size_hw: SizeHw) -> bytes:
     """Compressed counts of any of COCO's three mask forms, as pycocotools makes them.
 
     Args:

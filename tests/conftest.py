@@ -36,7 +36,7 @@ def built_store(tmp_path_factory, ray_local, tiny_clip, few_concepts):
     """A small valid store; copy it before changing it."""
     from tap_engine.pipeline.build import build
     from tap_engine.pipeline.config import BuildConfig, WorkerConfig
-    from tap_engine.pipeline.sa1b import Sa1bSource
+    from tap_engine.pipeline.sources.sa1b import Sa1bSource
     from tap_engine.pipeline.teacher import TeacherConfig
     from tests.scenes import write_shard
 

@@ -24,11 +24,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tap_engine.model.checkpoint import load_model, named, read_card, save_model
-from tap_engine.model.concepts import FILE_NAME as CONCEPTS_FILE
+from tap_engine.model.concepts import CONCEPTS_FILE
 from tap_engine.model.text_tokenizer import FILE_NAMES as TOKENIZER_FILES
 from tap_engine.schemas.errors import CheckpointError, ConfigError
 
-FOLDER, STATE, TRAINER = "checkpoints", "state.json", "trainer.safetensors"
+CHECKPOINTS_FOLDER, STATE, TRAINER = "checkpoints", "state.json", "trainer.safetensors"
 
 _NAME = re.compile(r"step_(\d{8})")
 
@@ -77,7 +77,7 @@ def save_checkpoint(
     Returns:
         The checkpoint's folder.
     """
-    final = run / FOLDER / f"step_{step:08d}"
+    final = run / CHECKPOINTS_FOLDER / f"step_{step:08d}"
     partial = final.with_name(f".{final.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -97,7 +97,7 @@ def save_checkpoint(
 
 def checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    folder = run / FOLDER
+    folder = run / CHECKPOINTS_FOLDER
     found = [p for p in folder.iterdir() if _NAME.fullmatch(p.name)] if folder.is_dir() else []
     return sorted(found, key=_step)
 
@@ -126,7 +126,7 @@ def find_checkpoint(run: Path, resume: str) -> Path | None:
     if not (path / STATE).is_file():
         raise CheckpointError(
             f"{resume!r} is no checkpoint: expected a folder with {STATE}, as in "
-            f"{run / FOLDER}/step_00001000; or auto, or never"
+            f"{run / CHECKPOINTS_FOLDER}/step_00001000; or auto, or never"
         )
     return path
 
@@ -138,7 +138,7 @@ def model_folder(path: Path) -> Path:
         CheckpointError: a run without checkpoints.
     """
     path = named(path)
-    if (path / FOLDER).is_dir():
+    if (path / CHECKPOINTS_FOLDER).is_dir():
         found = checkpoints(path)
         if not found:
             raise CheckpointError(f"{path} is a run without a complete checkpoint yet")

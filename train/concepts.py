@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from tap_engine.model.concept_projector import concept_log_probs, concept_weights
 from tap_engine.model.concepts import ConceptTable
 from tap_engine.schemas.errors import ConfigError, StoreError
+from tap_engine.train.data.examples import Batch
+from tap_engine.train.data.store_reader import StoreReader
 from tap_engine.train.losses import (
     concept_kl_loss,
     concept_reverse_kl_loss,
     concept_top_k_loss,
     feature_loss,
 )
-from tap_engine.train.samples import Batch
-from tap_engine.train.store_reader import StoreReader
 
 
 class ConceptSpace(nn.Module):

@@ -15,14 +15,14 @@ from typing import Any, TypeVar
 
 from tap_engine.model.config import TapConfig
 from tap_engine.schemas.errors import ConfigError
-from tap_engine.train.augment import AugmentConfig
 from tap_engine.train.checkpoint import CheckpointConfig
+from tap_engine.train.data.augment import AugmentConfig
+from tap_engine.train.data.stream import StreamConfig
 from tap_engine.train.held_out import HeldOutConfig
 from tap_engine.train.objective import LossConfig
 from tap_engine.train.optim import OptimConfig
 from tap_engine.train.prompts import PromptConfig
 from tap_engine.train.run_log import LogConfig
-from tap_engine.train.stream import StreamConfig
 
 Config = TypeVar("Config")
 

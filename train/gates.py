@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.train.config import TrainConfig, with_overrides
-from tap_engine.train.held_out import Figures, measure_checkpoint
+from tap_engine.train.held_out import HeldOutFigures, measure_checkpoint
 from tap_engine.train.loop import train
 from tap_engine.train.recipes import recipe
 from tap_engine.train.run import open_run
@@ -28,7 +28,7 @@ class Bar:
     """A figure that must be passed.
 
     Attributes:
-        figure: of `Figures.summary`.
+        figure: of `HeldOutFigures.summary`.
         above: the threshold.
     """
 
@@ -161,7 +161,7 @@ def _losses(out: Path, settled: Prepare, store: str, truth: str) -> bool:
     return best["kl"] > best["feature"]
 
 
-def _trained(config: TrainConfig, out: Path, store: str, truth: str, images: int) -> Figures:
+def _trained(config: TrainConfig, out: Path, store: str, truth: str, images: int) -> HeldOutFigures:
     began = time.process_time()
     run = open_run(config, out)
     train(run)
@@ -171,7 +171,7 @@ def _trained(config: TrainConfig, out: Path, store: str, truth: str, images: int
     return figures
 
 
-def _verdict(figures: Figures, bars: Iterable[Bar]) -> bool:
+def _verdict(figures: HeldOutFigures, bars: Iterable[Bar]) -> bool:
     found, passed = figures.summary(), True
     for bar in bars:
         value = found.get(bar.figure, float("nan"))

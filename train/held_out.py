@@ -20,23 +20,24 @@ from tap_engine.model.picture import draw_regions
 from tap_engine.model.predictor import Concept, Region, Tap
 from tap_engine.schemas import rle
 from tap_engine.schemas.errors import ConfigError, StoreError
+from tap_engine.schemas.truth import Truth
 from tap_engine.train.checkpoint import model_folder
 from tap_engine.train.concepts import ConceptSpace
+from tap_engine.train.data.noise import seed_of
+from tap_engine.train.data.store_reader import StoredImage, StoreReader
 from tap_engine.train.held_out_captions import draw_captions, measure_captions
 from tap_engine.train.held_out_data import (
-    Truth,
-    boxes_of,
+    boxes_xyxy_of,
     open_measured,
     pixels_of,
     stored_images,
+    things_of,
 )
-from tap_engine.train.noise import seed_of
-from tap_engine.train.store_reader import StoredImage, StoreReader
 
 _PANEL_PX = 512
 """Pictures of smaller images are enlarged, by whole numbers, towards this side."""
 
-KINDS = ("all", "object", "part", "stuff")
+KIND_COLUMNS = ("all", "object", "part", "stuff")
 
 Numbers = npt.NDArray[np.float64]
 Masks = npt.NDArray[np.bool_]
@@ -66,7 +67,7 @@ class HeldOutConfig:
 
 
 @dataclass(slots=True)
-class Figures:
+class HeldOutFigures:
     """One number per region and question; `summary` averages them.
 
     Attributes:
@@ -83,7 +84,7 @@ class Figures:
         """Means by "question/kind", over the regions a question applies to."""
         out = {}
         for name, values in self.values.items():
-            for kind in KINDS:
+            for kind in KIND_COLUMNS:
                 chosen = values if kind == "all" else values[self.kinds == kind]
                 chosen = chosen[~np.isnan(chosen)]
                 if len(chosen):
@@ -93,7 +94,7 @@ class Figures:
     def table(self) -> str:
         """The summary as text, one question a line."""
         found = self.summary()
-        kinds = [k for k in KINDS if any(name.endswith(f"/{k}") for name in found)]
+        kinds = [k for k in KIND_COLUMNS if any(name.endswith(f"/{k}") for name in found)]
         counts = {k: len(self.kinds) if k == "all" else int((self.kinds == k).sum()) for k in kinds}
         lines = [f"{'':34}" + "".join(f"{k:>9}" for k in kinds)]
         lines.append(
@@ -104,11 +105,11 @@ class Figures:
             cells = [found.get(f"{name}/{k}") for k in kinds]
             if any(cell is not None for cell in cells):
                 shown = "".join(f"{'':>9}" if c is None else f"{c:>9.3f}" for c in cells)
-                lines.append(f"{QUESTIONS[name]:34}{shown}")
+                lines.append(f"{MASK_QUESTIONS[name]:34}{shown}")
         return "\n".join(lines)
 
 
-QUESTIONS = {
+MASK_QUESTIONS = {
     "box_iou": "mask IoU, box prompts",
     "filled_iou": "  filled box",
     "ellipse_iou": "  inscribed ellipse",
@@ -129,7 +130,7 @@ def measure(
     images: int,
     split: str = "",
     truth: Truth | None = None,
-) -> Figures:
+) -> HeldOutFigures:
     """Measures on the first images of a store.
 
     Args:
@@ -141,23 +142,23 @@ def measure(
         truth: what regions really are; without it only the teacher is compared with.
     """
     ids = {name: index for index, name in enumerate(space.names)}
-    columns: dict[str, list[Numbers]] = {name: [] for name in QUESTIONS}
+    columns: dict[str, list[Numbers]] = {name: [] for name in MASK_QUESTIONS}
     kinds: list[str] = []
     count = min(images, reader.rows)
     for stored in stored_images(reader, count, split):
-        known = truth.of(stored) if truth else [None] * len(stored.regions)
+        known = things_of(truth, stored) if truth else [None] * len(stored.regions)
         kinds += [k.kind if k else "" for k in known]
         right = np.array([ids.get(k.concept, -1) if k else -1 for k in known])
         for name, values in _measure_image(tap, space, stored, right).items():
             columns[name].append(values)
-    return Figures(
+    return HeldOutFigures(
         {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in columns.items()},
         np.array(kinds, np.str_),
         count,
     )
 
 
-class Report(Protocol):
+class HeldOutReport(Protocol):
     """Figures of one kind."""
 
     def summary(self) -> dict[str, float]:
@@ -173,7 +174,7 @@ def measure_all(
     config: HeldOutConfig,
     truth: Truth | None,
     space: ConceptSpace | None,
-) -> list[Report]:
+) -> list[HeldOutReport]:
     """What model and store allow.
 
     Masks and concepts where a teacher saw the store; captions where the model writes them and the
@@ -190,7 +191,7 @@ def measure_all(
         StoreError: nothing of that.
     """
     images, split = config.images, config.split
-    reports: list[Report] = []
+    reports: list[HeldOutReport] = []
     if space is not None and "embedding" in reader.columns and tap.concepts is not None:
         masks = measure(tap, space, reader, images=images, split=split, truth=truth)
         reports += [masks] if len(masks.kinds) else []
@@ -205,7 +206,9 @@ def measure_all(
     return reports
 
 
-def measure_checkpoint(path: Path, store: str, *, truth: str = "", images: int = 100) -> Figures:
+def measure_checkpoint(
+    path: Path, store: str, *, truth: str = "", images: int = 100
+) -> HeldOutFigures:
     """`measure` for a model on disk.
 
     Args:
@@ -221,7 +224,9 @@ def measure_checkpoint(path: Path, store: str, *, truth: str = "", images: int =
     return measure(tap, space, reader, images=images, truth=known)
 
 
-def report_checkpoint(path: Path, config: HeldOutConfig, picture: Path | None) -> list[Report]:
+def report_checkpoint(
+    path: Path, config: HeldOutConfig, picture: Path | None
+) -> list[HeldOutReport]:
     """`measure_all` for a model on disk.
 
     Args:
@@ -274,7 +279,7 @@ def pair(tap: Tap, space: ConceptSpace, stored: StoredImage, most: int = 12) -> 
         [Z H, 2 Z W, 3] uint8; Z above 1 for small images, whose names need room.
     """
     rgb = pixels_of(stored)
-    masks, boxes = _masks(stored), boxes_of(stored)
+    masks, boxes = _masks(stored), boxes_xyxy_of(stored)
     shown = np.argsort(-masks.sum((1, 2)))[:most]
     teacher = _teacher(space, stored)
     names, scores = teacher.exp().max(-1)[::-1]
@@ -301,7 +306,7 @@ def pair(tap: Tap, space: ConceptSpace, stored: StoredImage, most: int = 12) -> 
 def _measure_image(
     tap: Tap, space: ConceptSpace, stored: StoredImage, right: npt.NDArray[np.int64]
 ) -> dict[str, Numbers]:
-    masks, boxes = _masks(stored), boxes_of(stored)
+    masks, boxes = _masks(stored), boxes_xyxy_of(stored)
     tap.set_image(pixels_of(stored))
     boxed = tap.predict(boxes=boxes, top_k=1, captions=False)
     points = _points(masks, stored)[:, None]

@@ -17,9 +17,10 @@ from PIL import Image
 
 from tap_engine.model.picture import draw_regions
 from tap_engine.model.predictor import Region, Tap
-from tap_engine.train.held_out_data import OBJECT, STUFF, Thing, Truth, boxes_of, pixels_of
-from tap_engine.train.scoring_captions import PLAIN, score_captions
-from tap_engine.train.store_reader import StoredImage, StoreReader
+from tap_engine.schemas.truth import OBJECT, STUFF, Thing, Truth
+from tap_engine.train.data.store_reader import StoredImage, StoreReader
+from tap_engine.train.evaluation.scoring_captions import PLAIN, score_captions
+from tap_engine.train.held_out_data import boxes_xyxy_of, pixels_of, things_of
 
 _RELATION = re.compile(r"\b(left|right|above|below|on|in)\b")
 _BEFORE_COLOUR = frozenset(("a", "an", "small", "large"))
@@ -85,7 +86,7 @@ class CaptionFigures:
         found, lines = self.summary(), []
         counts = Counter(thing.kind for thing in self.things if thing is not None)
         tinted = sum(bool(t and t.tint and t.kind == OBJECT) for t in self.things)
-        for name, text in QUESTIONS.items():
+        for name, text in CAPTION_QUESTIONS.items():
             for kind in (OBJECT, STUFF):
                 key = f"{name}/{kind}"
                 if key in found:
@@ -104,7 +105,7 @@ class CaptionFigures:
         return frozenset(thing.tint for thing in self.things if thing is not None and thing.tint)
 
 
-QUESTIONS: Mapping[str, str] = {
+CAPTION_QUESTIONS: Mapping[str, str] = {
     "caption_noun": "caption has the exact noun",
     "caption_noun_top1": "  the model's top concept is it",
     "caption_noun_most_frequent": "  always the most frequent",
@@ -134,7 +135,7 @@ def measure_captions(
             continue
         tap.set_image(pixels_of(stored))
         named = tap.concepts is not None
-        boxes = boxes_of(stored)[[question.row for question in questions]]
+        boxes = boxes_xyxy_of(stored)[[question.row for question in questions]]
         for question, region in zip(questions, tap.predict(boxes=boxes, top_k=1), strict=True):
             figures.captions.append(region.caption or "")
             figures.references.append(question.references)
@@ -153,7 +154,7 @@ class _Question:
 
 def _questions(stored: StoredImage, truth: Truth | None) -> list[_Question]:
     # Regions with the same box are one question.
-    things = truth.of(stored) if truth is not None else [None] * len(stored.regions)
+    things = things_of(truth, stored) if truth is not None else [None] * len(stored.regions)
     has = "caption" in stored.regions.column_names
     texts = stored.regions["caption"].to_pylist() if has else [None] * len(things)
     boxes = stored.regions["bbox_xywh"].to_pylist()
@@ -203,7 +204,7 @@ def draw_captions(tap: Tap, stored: StoredImage, most: int = 6) -> npt.NDArray[n
     """
     rgb = pixels_of(stored)
     questions = [q for q in _questions(stored, None) if q.references][:most]
-    boxes = boxes_of(stored)[[question.row for question in questions]]
+    boxes = boxes_xyxy_of(stored)[[question.row for question in questions]]
     none = np.empty(0, np.float32)
     true = []
     for question, (left, top, right, bottom) in zip(questions, boxes, strict=True):

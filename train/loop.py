@@ -17,11 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tap_engine.schemas.errors import TapError
 from tap_engine.train import distributed
 from tap_engine.train.config import TrainConfig
-from tap_engine.train.noise import seed_of
+from tap_engine.train.data.examples import Batch
+from tap_engine.train.data.noise import seed_of
 from tap_engine.train.optim import cosine_rate, set_rate
 from tap_engine.train.run import Run
 from tap_engine.train.run_log import RunLog
-from tap_engine.train.samples import Batch
 from tap_engine.train.terms import Figures, count
 
 

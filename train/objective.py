@@ -21,6 +21,7 @@ from tap_engine.model.text_tokenizer import IGNORE
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.keys import SOURCES, unpack_image_id
 from tap_engine.train.concepts import CONCEPT_LOSSES, ConceptSpace
+from tap_engine.train.data.examples import Batch
 from tap_engine.train.losses import (
     balanced_bce_loss,
     caption_loss,
@@ -29,8 +30,7 @@ from tap_engine.train.losses import (
     iou_loss,
     mask_iou,
 )
-from tap_engine.train.prompts import PromptConfig, Prompts, first_prompts, next_prompts
-from tap_engine.train.samples import Batch
+from tap_engine.train.prompts import PromptBatch, PromptConfig, first_prompts, next_prompts
 from tap_engine.train.terms import Figures, Term, add_figure, groups
 
 _OWN_CELLS = 8
@@ -307,7 +307,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def choose(
-        self, output: RegionOutput, truth: Tensor, has_mask: Tensor, prompts: Prompts
+        self, output: RegionOutput, truth: Tensor, has_mask: Tensor, prompts: PromptBatch
     ) -> Tensor:
         """[B, R] which candidate learns: see `LossConfig.supervise` and docs/decisions/0051.
 
@@ -327,7 +327,7 @@ class Objective(nn.Module):
         return torch.where(has_mask, best, routed)
 
     @torch.no_grad()
-    def first_prompts(self, batch: Batch) -> Prompts:
+    def first_prompts(self, batch: Batch) -> PromptBatch:
         """Stage 1 for every region of the batch."""
         flat = first_prompts(
             batch.seeds.flatten(),
@@ -340,11 +340,11 @@ class Objective(nn.Module):
         return _by_image(flat, batch)
 
     @torch.no_grad()
-    def next_prompts(self, batch: Batch, prompts: Prompts, mask_logits: Tensor) -> Prompts:
+    def next_prompts(self, batch: Batch, prompts: PromptBatch, mask_logits: Tensor) -> PromptBatch:
         """Stage 2, after the masks that stage 1 gave."""
         flat = next_prompts(
             batch.seeds.flatten(),
-            Prompts(prompts.points.flatten(0, 1), prompts.labels.flatten(0, 1)),
+            PromptBatch(prompts.points.flatten(0, 1), prompts.labels.flatten(0, 1)),
             mask_logits.flatten(0, 1),
             batch.masks.flatten(0, 1),
             batch.has_mask.flatten(),
@@ -360,7 +360,7 @@ class Objective(nn.Module):
         stage: int,
         chosen: RegionOutput,
         truth: Tensor,
-        prompts: Prompts,
+        prompts: PromptBatch,
         members: Tensor,
         batch: Batch,
     ) -> None:
@@ -388,6 +388,6 @@ def _rest(module: nn.Module) -> None:
         _rest(child)
 
 
-def _by_image(flat: Prompts, batch: Batch) -> Prompts:
+def _by_image(flat: PromptBatch, batch: Batch) -> PromptBatch:
     shape = batch.valid.shape
-    return Prompts(flat.points.unflatten(0, shape), flat.labels.unflatten(0, shape))
+    return PromptBatch(flat.points.unflatten(0, shape), flat.labels.unflatten(0, shape))

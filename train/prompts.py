@@ -3,7 +3,7 @@
 Stage 1 gives a box or one point. Stage 2 either adds 1 to 8 points where the prediction is wrong,
 or, half of the time, forgets stage 1 and gives 1 to 9 points of the true mask at once (the
 non-interactive prompts, which stand for sketches and masks). A prompt rule is one function from
-seeds and masks to `Prompts`; everything is vectorised over P prompts and seeded by region.
+seeds and masks to `PromptBatch`; everything is vectorised over P prompts and seeded by region.
 
 Labels: 0 background point, 1 foreground point, 2 and 3 the box's corners, 4 padding.
 """
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from tap_engine.schemas.errors import ConfigError
-from tap_engine.train.noise import uniform
+from tap_engine.train.data.noise import uniform
 
 BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT, PADDING = range(5)
 
 
-class Prompts(NamedTuple):
+class PromptBatch(NamedTuple):
     """P prompts of the same length, padded.
 
     Attributes:
@@ -85,7 +85,7 @@ def first_prompts(
     has_mask: Tensor,
     image_px: int,
     config: PromptConfig,
-) -> Prompts:
+) -> PromptBatch:
     """Stage 1: a box, or one point of the mask.
 
     Args:
@@ -97,7 +97,7 @@ def first_prompts(
         config: shares and noise.
 
     Returns:
-        Prompts of length 2; a point is followed by padding, as at inference.
+        PromptBatch of length 2; a point is followed by padding, as at inference.
     """
     corners = jitter_boxes(seeds, boxes_xyxy, image_px, config).view(-1, 2, 2)
     inside = _inside(masks)
@@ -113,18 +113,18 @@ def first_prompts(
         torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=seeds.device),
         torch.tensor([FOREGROUND, PADDING], device=seeds.device),
     )
-    return Prompts(torch.where(boxed[:, None, None], corners, single), labels)
+    return PromptBatch(torch.where(boxed[:, None, None], corners, single), labels)
 
 
 def next_prompts(
     seeds: Tensor,
-    first: Prompts,
+    first: PromptBatch,
     mask_logits: Tensor,
     masks: Tensor,
     has_mask: Tensor,
     image_px: int,
     config: PromptConfig,
-) -> Prompts:
+) -> PromptBatch:
     """Stage 2: corrections of the prediction, or a fresh set of points of the mask.
 
     Args:
@@ -139,25 +139,25 @@ def next_prompts(
         config: shares and counts.
 
     Returns:
-        Prompts of length max_points + 1: a box counts as one point. At least one padding follows
-        points, as at inference.
+        PromptBatch of length max_points + 1: a box counts as one point. At least one padding
+        follows points, as at inference.
     """
     extra = config.max_points - 1
     predicted = mask_logits > 0
     truth = torch.where(has_mask[:, None, None], _inside(masks), predicted)
     more, more_labels = _error_points(seeds, predicted, truth, extra, image_px)
     count = (1 + (uniform(seeds, 2, 1) * extra).floor()) * has_mask[:, None]
-    corrected = _joined(first, Prompts(more, _keep(more_labels, count)))
+    corrected = _joined(first, PromptBatch(more, _keep(more_labels, count)))
 
     free = pick_points(seeds, truth, config.max_points, image_px, stream=5)
     count = 1 + (uniform(seeds, 6, 1) * config.max_points).floor()
     free_labels = _keep(torch.full_like(free[..., 0], FOREGROUND, dtype=torch.int64), count)
-    pad = Prompts(torch.zeros_like(free[:, :1]), torch.full_like(free_labels[:, :1], PADDING))
-    fresh = _joined(Prompts(free, free_labels), pad)
+    pad = PromptBatch(torch.zeros_like(free[:, :1]), torch.full_like(free_labels[:, :1], PADDING))
+    fresh = _joined(PromptBatch(free, free_labels), pad)
 
     chosen = (uniform(seeds, 7, 1)[:, 0] < config.free_share) | ~has_mask
     chosen &= has_mask | predicted.flatten(1).any(1)
-    return Prompts(
+    return PromptBatch(
         torch.where(chosen[:, None, None], fresh.points, corrected.points),
         torch.where(chosen[:, None], fresh.labels, corrected.labels),
     )
@@ -227,12 +227,14 @@ def _keep(labels: Tensor, count: Tensor) -> Tensor:
     return torch.where(position < count, labels, PADDING)
 
 
-def _joined(first: Prompts, second: Prompts) -> Prompts:
+def _joined(first: PromptBatch, second: PromptBatch) -> PromptBatch:
     # Valid tokens first, so that a point's padding does not stand between points.
     points = torch.cat([first.points, second.points], 1)
     labels = torch.cat([first.labels, second.labels], 1)
     order = (labels == PADDING).long().argsort(dim=1, stable=True)
-    return Prompts(points.gather(1, order[..., None].expand_as(points)), labels.gather(1, order))
+    return PromptBatch(
+        points.gather(1, order[..., None].expand_as(points)), labels.gather(1, order)
+    )
 
 
 def _inside(masks: Tensor) -> Tensor:

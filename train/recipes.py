@@ -10,14 +10,14 @@ from typing import Any
 
 from tap_engine.model.config import TapConfig, preset
 from tap_engine.schemas.errors import ConfigError
-from tap_engine.train.augment import AugmentConfig
 from tap_engine.train.checkpoint import CheckpointConfig
 from tap_engine.train.config import InitConfig, LoopConfig, TrainConfig
+from tap_engine.train.data.augment import AugmentConfig
+from tap_engine.train.data.stream import StreamConfig
 from tap_engine.train.objective import LossConfig
 from tap_engine.train.optim import OptimConfig
 from tap_engine.train.prompts import PromptConfig
 from tap_engine.train.run_log import LogConfig
-from tap_engine.train.stream import StreamConfig
 
 
 def _stage1(name: str, model: str, steps: int) -> TrainConfig:

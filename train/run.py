@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from tap_engine.model.checkpoint import ModelCard, load_weights, save_model
-from tap_engine.model.concepts import FILE_NAME as CONCEPTS_FILE
-from tap_engine.model.concepts import ConceptTable
+from tap_engine.model.concepts import CONCEPTS_FILE, ConceptTable
 from tap_engine.model.predictor import Tap
 from tap_engine.model.tap import TapModel
 from tap_engine.model.text_tokenizer import TextTokenizer
 from tap_engine.schemas.errors import CheckpointError
 from tap_engine.schemas.provenance import software
+from tap_engine.schemas.truth import Truth
 from tap_engine.train import distributed
 from tap_engine.train.checkpoint import (
     find_checkpoint,
@@ -37,16 +37,16 @@ from tap_engine.train.checkpoint import (
 )
 from tap_engine.train.concepts import ConceptSpace
 from tap_engine.train.config import TrainConfig, differences
+from tap_engine.train.data.examples import Batch, ExampleConfig
+from tap_engine.train.data.store_reader import StoreReader
+from tap_engine.train.data.stream import Share, Stream
 from tap_engine.train.distributed import Process
 from tap_engine.train.held_out import draw, measure_all
-from tap_engine.train.held_out_data import Truth, open_measured
+from tap_engine.train.held_out_data import open_measured
 from tap_engine.train.objective import Objective
 from tap_engine.train.optim import OptimConfig, make_optimizer, rate_factor, update_ema
 from tap_engine.train.run_log import RunLog
-from tap_engine.train.samples import Batch, SampleConfig
-from tap_engine.train.start import initial_model, names_of, tokenizer_of
-from tap_engine.train.store_reader import StoreReader
-from tap_engine.train.stream import Share, Stream
+from tap_engine.train.start import concept_table_of, initial_model, tokenizer_of
 
 
 @dataclass(slots=True, kw_only=True)
@@ -296,7 +296,7 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
             steps=config.train.steps,
             active=process.is_main,
         ),
-        names=names_of(config, space),
+        names=concept_table_of(config, space),
         tokenizer=tokenizer,
         viewed=open_measured(
             config.held_out.store or config.stream.stores[0], config.stream.options
@@ -305,15 +305,15 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
     if checkpoint is not None:
         run.restore(checkpoint)
     if process.is_main:
-        describe(run, notes)
+        write_manifest(run, notes)
     distributed.barrier()
     return run
 
 
-def sample_config(config: TrainConfig, tokenizer: TextTokenizer | None = None) -> SampleConfig:
+def sample_config(config: TrainConfig, tokenizer: TextTokenizer | None = None) -> ExampleConfig:
     """What the stream has to make of an image for this run."""
     pooled = config.loss.pooled_regions if config.loss.auxiliary else 0
-    return SampleConfig(
+    return ExampleConfig(
         image_px=config.model.image_size,
         mask_px=config.model.mask_size,
         regions=max(config.prompts.per_image, pooled),
@@ -334,7 +334,7 @@ def freeze(objective: Objective, optim: OptimConfig) -> None:
         parameter.requires_grad_(rate_factor(name, optim.rate_factors) > 0)
 
 
-def describe(run: Run, notes: list[str]) -> None:
+def write_manifest(run: Run, notes: list[str]) -> None:
     """Writes config.json and manifest.json, and says what is about to happen."""
     config, process = run.config, run.process
     run.folder.mkdir(parents=True, exist_ok=True)

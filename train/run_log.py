@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from tap_engine.schemas.errors import ConfigError
+from tap_engine.schemas.progress import duration
 
 FILE = "log.jsonl"
 
@@ -152,12 +153,6 @@ def memory_gb() -> float:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
     return float("nan")
-
-
-def duration(seconds: float) -> str:
-    """h:mm:ss."""
-    whole = int(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def _step_of(line: str) -> int:

@@ -6,8 +6,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 
 from tap_engine.model.checkpoint import ModelCard, read_card
-from tap_engine.model.concepts import FILE_NAME as CONCEPTS_FILE
-from tap_engine.model.concepts import ConceptTable
+from tap_engine.model.concepts import CONCEPTS_FILE, ConceptTable
 from tap_engine.model.convnet_encoder import ConvnetEncoder
 from tap_engine.model.encoder_start import initialise_encoder, start_from
 from tap_engine.model.image_encoder import VitEncoder
@@ -107,7 +106,7 @@ def tokenizer_of(config: TrainConfig, checkpoint: Path | None) -> TextTokenizer 
     return found
 
 
-def names_of(config: TrainConfig, space: ConceptSpace | None) -> ConceptTable | None:
+def concept_table_of(config: TrainConfig, space: ConceptSpace | None) -> ConceptTable | None:
     """The concept table that goes with the model: what it learns, or what it was started with."""
     learned = "embedding" in config.loss.columns or "concept_ids" in config.loss.columns
     if not learned and config.init.weights:

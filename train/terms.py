@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tap_engine.model.text_tokenizer import IGNORE
-from tap_engine.train.samples import Batch
+from tap_engine.train.data.examples import Batch
 
 Figures = dict[str, tuple[Tensor, Tensor]]
 """Name -> (sum, count): what adds up over passes and processes before it is divided."""

@@ -10,9 +10,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from tap_engine.jobs.data_cli import app
-from tap_engine.pipeline.sample_concepts import SAMPLE_DATA
-from tap_engine.pipeline.sample_truth import read_truth
-from tap_engine.pipeline.sample_world import SampleConfig, write_sample_world
+from tap_engine.pipeline.sample.drawings import SAMPLE_DATA
+from tap_engine.pipeline.sample.world import SampleConfig, write_sample_world
+from tap_engine.schemas.truth import read_truth
 
 pytestmark = pytest.mark.ray
 
@@ -35,7 +35,7 @@ def store(scenes: Path, ray_local) -> Path:
     """Built from the shipped validation scenes with the shipped teacher."""
     from tap_engine.pipeline.build import build
     from tap_engine.pipeline.config import BuildConfig, WorkerConfig
-    from tap_engine.pipeline.sa1b import Sa1bSource
+    from tap_engine.pipeline.sources.sa1b import Sa1bSource
     from tap_engine.pipeline.teacher import TeacherConfig
 
     out = scenes.parent / "store"
@@ -67,7 +67,7 @@ def test_the_picture_shows_the_scenes(store: Path, tmp_path: Path) -> None:
 
 
 def test_the_nearest_regions_show_the_same_thing(store: Path, scenes: Path) -> None:
-    truth = read_truth(scenes / "truth").filter(pc.field("split") == "validation")
+    truth = read_truth(scenes / "truth").filter(pc.field("split") == "val")
     whole = truth.filter(
         (pc.field("source") == "sample")
         & (pc.field("kind") == "object")

@@ -25,7 +25,7 @@ cluster.wait_for_nodes()
 
 from tap_engine.pipeline import build as module
 from tap_engine.pipeline.config import BuildConfig, WorkerConfig
-from tap_engine.pipeline.sa1b import Sa1bSource
+from tap_engine.pipeline.sources.sa1b import Sa1bSource
 from tap_engine.pipeline.teacher import TeacherConfig
 
 run_units = module.run_units

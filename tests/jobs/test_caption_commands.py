@@ -2,7 +2,6 @@ import json
 import shutil
 from collections import Counter
 
-import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -10,6 +9,7 @@ from tap_engine.jobs.data_cli import app
 from tap_engine.pipeline.store import Store
 from tap_engine.schemas.errors import StoreError
 from tap_engine.schemas.tables import IMAGES, MIXTURE, REGIONS
+from tap_engine.schemas.truth import read_truth
 from tests.e2e.support import tap_data
 
 pytestmark = pytest.mark.ray
@@ -52,7 +52,7 @@ def test_the_sample_worlds_captions_become_a_store(world, files, captioned, tmp_
     truth = [
         row
         for path in (world / "truth").glob("vg_*.parquet")
-        for row in pq.read_table(path).to_pylist()
+        for row in read_truth(path).to_pylist()
     ]
     assert truth
     every = tap_data(*files, "--images", world / "visual_genome", "--out", out).stdout
@@ -60,8 +60,7 @@ def test_the_sample_worlds_captions_become_a_store(world, files, captioned, tmp_
     assert "built 4 images" in every
     assert "(1 of 5 images were there before)" in every
     stored = Store(str(out)).open(REGIONS).to_table().to_pylist()
-    split = {"train": "train", "validation": "val"}
-    expected = {(r["image_id"], r["region_id"]): (r["caption"], split[r["split"]]) for r in truth}
+    expected = {(r["image_id"], r["region_id"]): (r["caption"], r["split"]) for r in truth}
     assert {
         (r["image_id"], r["region_id"]): (r["caption_raw"], r["split"]) for r in stored
     } == expected
@@ -76,8 +75,8 @@ def test_the_sample_worlds_captions_become_a_store(world, files, captioned, tmp_
 def test_a_plan_is_made_of_it_and_the_trainer_finds_its_images(
     captioned, built_store, tmp_path
 ) -> None:
-    from tap_engine.train.selection import planned_rows
-    from tap_engine.train.store_reader import StoreReader
+    from tap_engine.train.data.selection import planned_rows
+    from tap_engine.train.data.store_reader import StoreReader
 
     stores = ("--stores", built_store, "--stores", captioned)
     plan = ("mix", *stores, "--subsets", 2, "--share", "vg=0.6", "--out", tmp_path / "mix")

@@ -13,7 +13,7 @@ from tap_engine.model.concepts import ConceptTable
 from tap_engine.schemas.errors import ConfigError
 from tests.model.small import small_config
 from tests.support import GOLDEN, shared_data
-from tests.train.eval_world import detector_results, small_tap, write_coco
+from tests.train.evaluation.eval_world import detector_results, small_tap, write_coco
 
 LVIS = GOLDEN / "lvis_small"
 app = typer.Typer()

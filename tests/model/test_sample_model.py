@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from tap_engine.model.checkpoint import SAMPLE, checkpoint_file, named
+from tap_engine.model.checkpoint import SAMPLE_MODEL, checkpoint_file, named
 from tap_engine.model.predictor import Tap
-from tap_engine.pipeline.sample_concepts import SAMPLE_DATA
+from tap_engine.pipeline.sample.drawings import SAMPLE_DATA
 from tap_engine.schemas import rle
+from tap_engine.schemas.truth import OBJECT, STUFF, Truth
 from tap_engine.train.held_out_captions import names_it
-from tap_engine.train.held_out_data import OBJECT, STUFF, Truth
 
 SCENES = 6
 
@@ -79,10 +79,10 @@ def test_its_captions_name_things_and_surfaces(scenes) -> None:
 
 
 def test_it_is_small_and_found_by_its_name(tmp_path, monkeypatch) -> None:
-    folder = named(SAMPLE)
+    folder = named(SAMPLE_MODEL)
     assert sum(file.stat().st_size for file in folder.iterdir()) < 12e6
     monkeypatch.chdir(tmp_path)
-    (tmp_path / SAMPLE).mkdir()  # such as `tap-data sample sample` makes
-    assert checkpoint_file(SAMPLE) == folder / "model.safetensors"
-    (tmp_path / SAMPLE / "checkpoints").mkdir()
-    assert named(SAMPLE) == Path(SAMPLE)
+    (tmp_path / SAMPLE_MODEL).mkdir()  # such as `tap-data sample sample` makes
+    assert checkpoint_file(SAMPLE_MODEL) == folder / "model.safetensors"
+    (tmp_path / SAMPLE_MODEL / "checkpoints").mkdir()
+    assert named(SAMPLE_MODEL) == Path(SAMPLE_MODEL)

@@ -7,7 +7,7 @@ import pytest
 
 from tap_engine.pipeline.build import build
 from tap_engine.pipeline.config import BuildConfig, WorkerConfig
-from tap_engine.pipeline.sa1b import Sa1bSource
+from tap_engine.pipeline.sources.sa1b import Sa1bSource
 from tap_engine.pipeline.store import Store
 from tap_engine.pipeline.teacher import TeacherConfig
 from tap_engine.schemas.errors import SchemaError

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tap_engine.pipeline.crop import CropConfig, crop_regions, decode_image
-from tap_engine.pipeline.records import ImageRecord
-from tap_engine.pipeline.sa1b import Sa1bSource
+from tap_engine.pipeline.sources.records import ImageRecord
+from tap_engine.pipeline.sources.sa1b import Sa1bSource
 from tap_engine.schemas.errors import SchemaError
 from tests.scenes import scene_members, write_tar
 

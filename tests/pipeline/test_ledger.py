@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tap_engine.pipeline import ledger as ledger_module
+from tap_engine.pipeline import lease as lease_module
 from tap_engine.pipeline.ledger import Ledger, UnitResult, done_images, done_units
 from tap_engine.pipeline.store import Store, blob_column
 from tap_engine.schemas.errors import StoreError
@@ -144,7 +144,7 @@ def test_files_of_a_driver_that_may_be_alive_are_kept(store) -> None:
     """Its lease ran out, but nobody saw it die: it could be about to commit them."""
     unit(store, 2)
     holder = {"id": "x", "host": "elsewhere", "boot": "b", "pid": 1, "started": "1", "expires": 0}
-    store.open(CONCEPTS).update_config({ledger_module._LEASE_KEY: json.dumps(holder)})
+    store.open(CONCEPTS).update_config({lease_module.LEASE_KEY: json.dumps(holder)})
     with Ledger(store):
         assert data_files(store) == 1
 
@@ -204,7 +204,7 @@ def test_the_lease_of_a_dead_driver_is_free(store, change) -> None:
     first.__enter__()
     first._lease._stop.set()
     first._lease._renewer.join()
-    key = ledger_module._LEASE_KEY
+    key = lease_module.LEASE_KEY
     holder = json.loads(store.open(CONCEPTS).config()[key])
     store.open(CONCEPTS).update_config({key: json.dumps({**holder, **change})})
     with Ledger(store) as second:
@@ -214,15 +214,15 @@ def test_the_lease_of_a_dead_driver_is_free(store, change) -> None:
 
 def test_a_silent_driver_elsewhere_keeps_others_out_until_its_lease_ends(store) -> None:
     holder = {"id": "x", "host": "elsewhere", "boot": "b", "pid": 1, "started": "1"}
-    key = ledger_module._LEASE_KEY
+    key = lease_module.LEASE_KEY
     store.open(CONCEPTS).update_config({key: json.dumps({**holder, "expires": time.time() + 60})})
     with pytest.raises(StoreError, match="process 1 on elsewhere"):
         Ledger(store).__enter__()
 
 
 def test_the_lease_is_renewed_and_given_back(store, monkeypatch) -> None:
-    monkeypatch.setattr(ledger_module, "LEASE_S", 2.0)
+    monkeypatch.setattr(lease_module, "LEASE_S", 2.0)
     with Ledger(store) as ledger:
         time.sleep(3.0)
         ledger.commit([unit(store, 1)])
-    assert ledger_module._LEASE_KEY not in store.open(CONCEPTS).config()
+    assert lease_module.LEASE_KEY not in store.open(CONCEPTS).config()

@@ -7,7 +7,7 @@ from tap_engine.pipeline import reproject as module
 from tap_engine.pipeline.build import build
 from tap_engine.pipeline.config import BuildConfig
 from tap_engine.pipeline.reproject import ReprojectConfig, reproject
-from tap_engine.pipeline.sa1b import Sa1bSource
+from tap_engine.pipeline.sources.sa1b import Sa1bSource
 from tap_engine.pipeline.store import Store
 from tap_engine.pipeline.teacher import TeacherConfig
 from tap_engine.pipeline.verify import verify

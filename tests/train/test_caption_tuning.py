@@ -12,7 +12,7 @@ from tap_engine.model.text_tokenizer import load_tokenizer, train_bpe
 from tap_engine.train.checkpoint import checkpoints, export_model
 from tap_engine.train.config import TrainConfig, with_overrides
 from tap_engine.train.held_out import HeldOutConfig, report_checkpoint
-from tap_engine.train.held_out_data import boxes_of, open_measured, pixels_of
+from tap_engine.train.held_out_data import boxes_xyxy_of, open_measured, pixels_of
 from tap_engine.train.loop import train
 from tap_engine.train.objective import Objective
 from tap_engine.train.recipes import recipe
@@ -109,7 +109,7 @@ def test_captions_are_learnt_and_the_checkpoint_speaks(world, tmp_path):
     found = right = 0
     for stored in open_measured(str(world / "vg")).first(IMAGES):
         tap.set_image(pixels_of(stored))
-        boxes = boxes_of(stored)
+        boxes = boxes_xyxy_of(stored)
         said = [region.caption for region in tap.predict(boxes=boxes)] if len(boxes) else []
         phrases = stored.regions["caption"].to_pylist()
         right += sum(a == b for a, b in zip(said, phrases, strict=True))

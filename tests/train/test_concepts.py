@@ -5,8 +5,8 @@ import torch
 
 from tap_engine.schemas.errors import ConfigError, StoreError
 from tap_engine.train.concepts import CONCEPT_LOSSES, ConceptSpace
+from tap_engine.train.data.store_reader import StoreReader
 from tap_engine.train.objective import LossConfig
-from tap_engine.train.store_reader import StoreReader
 from tests.train.small_store import CONCEPTS, LOGIT_SCALE, make_store
 
 

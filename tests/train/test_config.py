@@ -4,8 +4,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from tap_engine.schemas.errors import ConfigError
-from tap_engine.train.augment import AugmentConfig
 from tap_engine.train.config import LoopConfig, differences, field_names, with_overrides
+from tap_engine.train.data.augment import AugmentConfig
 from tap_engine.train.recipes import RECIPES, recipe
 
 

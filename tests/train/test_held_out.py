@@ -8,9 +8,10 @@ import pytest
 from tap_engine.model.predictor import Concept, Region
 from tap_engine.schemas import rle
 from tap_engine.schemas.errors import SourceError
+from tap_engine.schemas.truth import Truth
 from tap_engine.train.concepts import ConceptSpace
 from tap_engine.train.held_out import HeldOutConfig, measure, report_checkpoint
-from tap_engine.train.held_out_data import Truth, open_measured, stored_images
+from tap_engine.train.held_out_data import open_measured, stored_images
 from tap_engine.train.run import open_run
 from tests.train.small_run import small_config
 from tests.train.small_store import make_store

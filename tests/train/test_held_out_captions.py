@@ -4,8 +4,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tap_engine.schemas.truth import Thing, Truth
 from tap_engine.train.held_out_captions import colour_said, measure_captions, names_it
-from tap_engine.train.held_out_data import Thing, Truth, open_measured
+from tap_engine.train.held_out_data import open_measured
 from tests.train.small_store import make_store
 from tests.train.test_held_out import Oracle
 

@@ -4,9 +4,9 @@ import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 
-from tap_engine.train.stream import Share
+from tap_engine.train.data.stream import Share
+from tests.train.data.test_stream import same, settings, stream_of, take
 from tests.train.small_store import make_store
-from tests.train.test_stream import same, settings, stream_of, take
 
 
 @pytest.fixture(scope="module")

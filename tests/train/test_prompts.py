@@ -7,8 +7,8 @@ from tap_engine.schemas.errors import ConfigError
 from tap_engine.train.prompts import (
     PADDING,
     TOP_LEFT,
+    PromptBatch,
     PromptConfig,
-    Prompts,
     first_prompts,
     jitter_boxes,
     next_prompts,
@@ -172,7 +172,7 @@ def test_settings_are_checked():
 
 
 def test_prompts_knows_its_boxes():
-    prompts = Prompts(torch.zeros(2, 2, 2), torch.tensor([[2, 3], [1, 4]]))
+    prompts = PromptBatch(torch.zeros(2, 2, 2), torch.tensor([[2, 3], [1, 4]]))
     assert prompts.is_box.tolist() == [True, False]
 
 

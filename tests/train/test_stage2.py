@@ -13,9 +13,9 @@ from tap_engine.train.loop import train
 from tap_engine.train.losses import caption_loss
 from tap_engine.train.run import open_run
 from tap_engine.train.terms import count
+from tests.train.data.test_selection import plan, write_plan
 from tests.train.small_run import small_config
 from tests.train.small_store import make_store
-from tests.train.test_selection import plan, write_plan
 
 LOSSES = ("loss.concept=1", "loss.segmentation=5", "loss.caption=1", "loss.auxiliary=0")
 SETTINGS = (*LOSSES, "loss.balanced_steps=0", "optim.rate_factors=", "train.batch=4")

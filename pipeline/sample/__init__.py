@@ -1,0 +1,1 @@
+"""A drawn world with exact truth, its small CLIP teacher, and the data of both."""

@@ -1,0 +1,153 @@
+"""What a source hands to the engine: units of work, and images with their regions.
+
+Nothing after a source knows where a region came from. A source is small:
+    shards()             what there is, cheaply
+    units(shard)         consecutive images of a shard, as work units
+    load(unit, index)    one image with its regions, and what had to be left out
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from tap_engine.pipeline.sources.filesystem import base_name
+from tap_engine.schemas.keys import unit_id
+from tap_engine.schemas.rejects import Reject
+from tap_engine.schemas.rle import Runs
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One tar or folder.
+
+    Attributes:
+        uri: absolute path or URI.
+        size: bytes; for a folder, of all its files.
+        files: names in a folder shard, sorted by image number; empty for a tar.
+        file_sizes: bytes of each of `files`.
+    """
+
+    uri: str
+    size: int
+    files: tuple[str, ...] = ()
+    file_sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """About 512 consecutive images of a shard: what one worker does in one go.
+
+    Attributes:
+        shard: URI of the tar or folder.
+        shard_size: bytes of a tar; 0 for a folder.
+        names: image file names, one a line (one string: a billion-region run plans 22,000 units).
+        image_ids: [N] int64.
+        spans: [N, K] int64: where the source finds each image and its annotations. SA-1B: offset
+            and size of both, in the tar; sizes only (offsets -1) in a folder.
+        rejects: what the index alone showed to be unusable, stage `index`; such a unit has no
+            images and goes to the driver (ledger.py), not to a worker.
+    """
+
+    shard: str
+    shard_size: int
+    names: str
+    image_ids: npt.NDArray[np.int64]
+    spans: npt.NDArray[np.int64]
+    rejects: tuple[Reject, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def unit_id(self) -> int:
+        """See schemas/keys.py."""
+        return unit_id(base_name(self.shard), self.shard_size, self.image_ids)
+
+    @property
+    def file_names(self) -> list[str]:
+        """Image file names, in order."""
+        return self.names.split("\n") if self.names else []
+
+    def without(self, drop: npt.NDArray[np.bool_]) -> "Unit":
+        """The unit without some of its images."""
+        names = [name for name, gone in zip(self.file_names, drop, strict=True) if not gone]
+        return Unit(
+            self.shard,
+            self.shard_size,
+            "\n".join(names),
+            self.image_ids[~drop],
+            self.spans[~drop],
+            self.rejects,
+        )
+
+
+@dataclass(slots=True)
+class RegionRecord:
+    """One mask or box as the source gives it, checked.
+
+    Attributes:
+        ordinal: position in the image's annotation list; part of the key.
+        region_id: the source's own id.
+        rle: COCO compressed counts; None for a box.
+        runs: parsed `rle`; None for a box.
+        bbox_xywh: tight box of the mask, or the box itself; px, integers for masks.
+        area: pixels of the mask, or of the box.
+        predicted_iou, stability_score: as the source states them.
+        caption: as cleaned by the source.
+        caption_raw: as in the source's file.
+    """
+
+    ordinal: int
+    region_id: int
+    rle: bytes | None
+    runs: Runs | None
+    bbox_xywh: tuple[float, float, float, float]
+    area: int
+    predicted_iou: float | None = None
+    stability_score: float | None = None
+    caption: str | None = None
+    caption_raw: str | None = None
+
+
+@dataclass(slots=True)
+class ImageRecord:
+    """One image with its usable regions; `split` is a word of schemas/tables.py or None."""
+
+    image_id: int
+    file_name: str
+    width: int
+    height: int
+    jpeg: bytes
+    regions: list[RegionRecord] = field(default_factory=list)
+    split: str | None = None
+
+
+class Source(Protocol):
+    """A data set the engine can build from; instances travel to workers, so keep them small.
+
+    Attributes:
+        name: of schemas/keys.py; part of every key.
+        captioned: whether its regions have captions and its images a split; decides columns.
+    """
+
+    name: str
+    captioned: bool
+
+    def settings(self) -> dict[str, Any]:
+        """What of the source decides the rows; part of the store's provenance. JSON values."""
+        ...
+
+    def shards(self) -> list[Shard]:
+        """What there is, in a stable order; lists, does not read."""
+        ...
+
+    def units(self, shard: Shard, unit_images: int) -> Iterator[Unit]:
+        """Index one shard; reads headers only."""
+        ...
+
+    def load(self, unit: Unit, index: int) -> tuple[ImageRecord | None, list[Reject]]:
+        """The index-th image of a unit, undecoded, with checked regions; None if it is unusable."""
+        ...

@@ -1,0 +1,1 @@
+"""From Lance tables to batches: reading, order, selection, decoding, augmentation."""

@@ -1,0 +1,1 @@
+"""Scores as the papers report them: data sets, protocols, predictions, scorers, reports."""

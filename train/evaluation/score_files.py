@@ -1,0 +1,239 @@
+"""Prediction file + ground truth -> score, by protocol: the step after prediction.
+
+It needs no model and no GPU, runs as often as wanted, and takes anybody's files.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tap_engine.schemas import provenance
+from tap_engine.schemas.errors import ConfigError, SchemaError
+from tap_engine.schemas.filesystem import open_filesystem
+from tap_engine.train.evaluation import predictions as tables
+from tap_engine.train.evaluation.ground_truth import (
+    GroundTruth,
+    is_coco_layout,
+    read_coco_layout,
+)
+from tap_engine.train.evaluation.report import Score
+from tap_engine.train.evaluation.stamps import Stamp
+
+if TYPE_CHECKING:
+    from tap_engine.train.evaluation.scoring_coco import DetectionScores
+
+GT = "gt"
+
+DETECTION_PROTOCOLS: Mapping[str, tuple[str, bool]] = {
+    "coco-segm": ("segm", False),
+    "coco-bbox": ("bbox", False),
+    "lvis-segm": ("segm", True),
+    "lvis-bbox": ("bbox", True),
+}
+"""Protocol -> what overlaps, and whether LVIS's rules hold."""
+
+PROTOCOLS = (*DETECTION_PROTOCOLS, "captions", "prompts", "names")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreConfig:
+    """How to score.
+
+    Attributes:
+        protocol: one of `PROTOCOLS`.
+        name: what the row is called in reports.
+        data: name of the data set, such as coco, lvis, visual-genome, refcocog; "" for unsaid.
+        box_source: where the box prompts came from: gt, vitdet-h, or any other name; "" for unsaid.
+        partial: score only the images that a prediction folder covers.
+        spill_folder: where temporary files go; the system's own by default.
+    """
+
+    protocol: str
+    name: str = "this run"
+    data: str = ""
+    box_source: str = ""
+    partial: bool = False
+    spill_folder: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.protocol not in PROTOCOLS:
+            raise ConfigError(f"unknown protocol {self.protocol!r}; known: {', '.join(PROTOCOLS)}")
+
+
+def score_files(
+    config: ScoreConfig,
+    truth_path: str,
+    predictions: str,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Score:
+    """Score a prediction file against a ground truth file.
+
+    Args:
+        config: the protocol.
+        truth_path: COCO, LVIS or GRiT json; for captions also {"region": ["text", ...], ...}.
+        predictions: see `predictions.read_predictions`; for captions also {"region": "text", ...}.
+        progress: called with a line now and then.
+
+    Raises:
+        SourceError: a file is not there or cannot be read.
+        SchemaError: a file is not of its layout, or the two do not fit each other.
+    """
+    if config.protocol == "captions" and (plain := _plain_texts(truth_path)):
+        return _score_plain_captions(config, plain, truth_path, predictions)
+    masks = DETECTION_PROTOCOLS.get(config.protocol, ("", False))[0] == "segm"
+    truth = read_coco_layout(truth_path, masks=masks)
+    return score(config, truth, predictions, progress)
+
+
+def score(
+    config: ScoreConfig,
+    truth: GroundTruth,
+    predictions: str,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Score:
+    """The same with the ground truth at hand, such as that of a store."""
+    started = time.monotonic()
+    truth = _covered(config, truth, predictions)
+    facts: dict[str, Any] = {
+        "protocol": config.protocol,
+        "data": config.data or None,
+        "images": len(truth.images),
+        "regions": truth.regions.num_rows,
+        "box_source": config.box_source or None,
+        "split": truth.fingerprint,
+    }
+    if config.box_source == GT:
+        facts["boxes"] = truth.regions.num_rows
+    per_category: dict[str, float] = {}
+    notes: tuple[str, ...] = ()
+    if config.protocol in DETECTION_PROTOCOLS:
+        from tap_engine.train.evaluation.scoring_coco import score_detections
+
+        kind, lvis = DETECTION_PROTOCOLS[config.protocol]
+        found = score_detections(
+            truth,
+            tables.read_predictions(
+                predictions,
+                tables.INSTANCES,
+                {image_id: image.size_hw for image_id, image in truth.images.items()},
+            ),
+            "segm" if kind == "segm" else "bbox",
+            lvis=lvis,
+            progress=progress,
+            spill_folder=config.spill_folder,
+        )
+        metrics, per_category = found.metrics, found.per_category
+        if kind == "segm":
+            facts["boxes"] = found.predictions
+        notes = _detection_notes(found)
+    elif config.protocol == "captions":
+        metrics, notes = _score_region_captions(truth, predictions, facts)
+    else:
+        from tap_engine.train.evaluation.scoring_regions import score_names, score_prompted
+
+        if config.protocol == "prompts":
+            rows = tables.read_predictions(predictions, tables.PROMPTED)
+            metrics = score_prompted(truth, rows)
+        else:
+            metrics = score_names(truth, tables.read_predictions(predictions, tables.NAMED))
+    return Score(
+        name=config.name,
+        stamp=Stamp(**facts),
+        metrics=metrics,
+        per_category=per_category,
+        notes=notes,
+        made=_made(truth.name, predictions, started),
+    )
+
+
+def _detection_notes(found: "DetectionScores") -> tuple[str, ...]:
+    notes = {
+        "detections beyond 300 an image left out": found.predictions - found.scored,
+        "detections of categories that the truth does not have left out": found.unknown,
+    }
+    return tuple(f"{count:,} {note}" for note, count in notes.items() if count)
+
+
+def _covered(config: ScoreConfig, truth: GroundTruth, predictions: str) -> GroundTruth:
+    """The truth of the images that a prediction folder covers; whole for other files."""
+    if predictions.endswith((".json", ".parquet")) or predictions.rstrip("/").endswith(".lance"):
+        return truth
+    done = tables.open_folder(predictions).done
+    if missing := truth.images.keys() - done:
+        if not config.partial:
+            raise SchemaError(
+                f"{predictions} covers {len(truth.images) - len(missing):,} of "
+                f"{len(truth.images):,} images: the run is not finished. Run the same `tap-train "
+                "eval` again to continue it, or score what is there with --partial"
+            )
+        return truth.restricted_to(done)
+    return truth
+
+
+def _score_region_captions(
+    truth: GroundTruth, predictions: str, facts: dict[str, Any]
+) -> tuple[dict[str, float], tuple[str, ...]]:
+    from tap_engine.train.evaluation.scoring_captions import score_captions
+
+    ids = truth.regions["region_id"].to_pylist()
+    references = dict(zip(ids, truth.references(truth.regions), strict=True))
+    captions: dict[int | str, str] = {}
+    for batch in tables.read_predictions(predictions, tables.CAPTIONS):
+        rows = zip(batch["region_id"].to_pylist(), batch["caption"].to_pylist(), strict=True)
+        for region_id, caption in rows:
+            if region_id in captions:
+                raise SchemaError(f"{predictions}: region {region_id} has two captions")
+            captions[region_id] = caption
+    found = score_captions(references, captions)
+    facts["references"] = sum(map(len, references.values()))
+    facts["text_processing"] = found.text_processing
+    return found.metrics, found.notes
+
+
+def _plain_texts(path: str) -> dict[int | str, list[str]] | None:
+    """Texts of a {"region": "text" or ["text", ...], ...} file; None for any other layout."""
+    if not path.endswith(".json") or is_coco_layout(path):
+        return None
+    filesystem, inner = open_filesystem(path)
+    with filesystem.open_input_stream(inner) as file:
+        content = json.loads(file.read())
+    return {key: [text] if isinstance(text, str) else list(text) for key, text in content.items()}
+
+
+def _score_plain_captions(
+    config: ScoreConfig, references: dict[int | str, list[str]], truth: str, predictions: str
+) -> Score:
+    from tap_engine.train.evaluation.scoring_captions import score_captions
+
+    started = time.monotonic()
+    said = _plain_texts(predictions)
+    if said is None or any(len(texts) != 1 for texts in said.values()):
+        raise SchemaError(
+            f'{predictions}: the truth is plain json, so predictions must be {{"region": "text", '
+            "...}} as well"
+        )
+    found = score_captions(references, {key: texts[0] for key, texts in said.items()})
+    texts = json.dumps(references, sort_keys=True)
+    stamp = Stamp(
+        protocol=config.protocol,
+        data=config.data or None,
+        regions=len(references),
+        references=sum(map(len, references.values())),
+        box_source=config.box_source or None,
+        text_processing=found.text_processing,
+        split=hashlib.sha256(texts.encode()).hexdigest()[:16],
+    )
+    made = _made(truth, predictions, started)
+    return Score(name=config.name, stamp=stamp, metrics=found.metrics, notes=found.notes, made=made)
+
+
+def _made(truth: str, predictions: str, started: float) -> dict[str, Any]:
+    return {
+        "truth": truth,
+        "predictions": predictions,
+        "seconds": round(time.monotonic() - started, 1),
+        **provenance.software(),
+    }
