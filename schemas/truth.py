@@ -4,7 +4,7 @@ One row a region, joined to a store's `regions` by (image_id, region_id). Nothin
 engine reads it; it is there to measure with.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -70,19 +70,23 @@ class Truth:
             SourceError: nothing there.
             SchemaError: a column is missing or of another type.
         """
-        table = read_truth(path)
         columns = ("image_id", "region_id", "kind", "concept", "tint")
+        table = read_truth(path, columns)
         images, regions, *known = (table[name].to_pylist() for name in columns)
         keys = zip(images, regions, strict=True)
         return cls(dict(zip(keys, map(Thing, *known), strict=True)))
 
 
-def read_truth(path: str | Path) -> pa.Table:
+def read_truth(path: str | Path, columns: Sequence[str] | None = None) -> pa.Table:
     """The truth table of a file, or of all files of a folder.
+
+    Args:
+        path: file or folder.
+        columns: the columns wanted; by default all of `truth_schema`.
 
     Raises:
         SourceError: nothing there.
-        SchemaError: a column is missing or of another type.
+        SchemaError: a wanted column is missing or of another type.
     """
     path = Path(path)
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
@@ -91,16 +95,18 @@ def read_truth(path: str | Path) -> pa.Table:
             f"{path}: expected a truth table (parquet) or the folder `truth` that "
             "`tap-data sample` writes"
         )
+    wanted = pa.schema([field for field in truth_schema() if not columns or field.name in columns])
     tables = []
     for file in files:
         try:
             tables.append(pq.read_table(file))
         except pa.ArrowInvalid as error:
             raise SchemaError(f"{file}: not a parquet file: {error}") from error
-        check_columns(tables[-1].schema, truth_schema(), "truth")
-    table = pa.concat_tables([table.select(truth_schema().names) for table in tables])
+        check_columns(tables[-1].schema, wanted, "truth")
+    table = pa.concat_tables([table.select(wanted.names) for table in tables])
+    if "split" not in wanted.names:
+        return table
     # Tables written before 2026-11-25 have another word for the split.
+    place = wanted.get_field_index("split")
     split = pc.if_else(pc.equal(table["split"], "validation"), "val", table["split"])
-    return table.set_column(
-        table.schema.get_field_index("split"), table.schema.field("split"), split
-    )
+    return table.set_column(place, wanted.field("split"), split)

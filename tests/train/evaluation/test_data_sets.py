@@ -18,6 +18,7 @@ from tap_engine.schemas.tables import (
     images_schema,
     regions_schema,
 )
+from tap_engine.schemas.truth import truth_schema
 from tap_engine.train.evaluation import data_sets as eval_sets
 from tap_engine.train.evaluation.data_sets import from_store, with_folder
 from tap_engine.train.evaluation.ground_truth import read_coco_layout
@@ -147,17 +148,22 @@ def test_the_truth_table_names_the_objects(store: str, tmp_path: Path) -> None:
     ]
     table = tmp_path / "truth"
     table.mkdir()
-    pq.write_table(pa.Table.from_pylist(rows), table / "a.parquet")
+    columns = pa.schema([truth_schema().field(name) for name in rows[0]])
+    pq.write_table(pa.Table.from_pylist(rows, schema=columns), table / "a.parquet")
     truth = from_store(store, truth_table=str(table)).truth
     assert truth.regions["region_id"].to_pylist() == [1000, 1002]
     names = {category.category_id: category.name for category in truth.categories.values()}
     assert [names[i] for i in truth.regions["category_id"].to_pylist()] == ["tree", "cat"]
     assert list(names.values()) == ["cat", "dog", "tree"], "the whole vocabulary, in its order"
-    pq.write_table(pa.Table.from_pylist([rows[0] | {"concept": "x"}]), table / "a.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([rows[0] | {"concept": "x"}], schema=columns), table / "a.parquet"
+    )
     with pytest.raises(SchemaError, match="concept 'x' is not in the store's vocabulary"):
         from_store(store, truth_table=str(table))
-    pq.write_table(pa.Table.from_pylist([rows[0] | {"image_id": 5}]), table / "a.parquet")
+    pq.write_table(
+        pa.Table.from_pylist([rows[0] | {"image_id": 5}], schema=columns), table / "a.parquet"
+    )
     with pytest.raises(SchemaError, match="was it built from these scenes"):
         from_store(store, truth_table=str(table))
-    with pytest.raises(SourceError, match="expected the truth table"):
+    with pytest.raises(SourceError, match="expected a truth table"):
         from_store(store, truth_table=str(tmp_path / "none"))
