@@ -1,6 +1,5 @@
 """Safetensors files: written whole or not at all, read with errors that say what to do."""
 
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,19 +10,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tap_engine.schemas.errors import CheckpointError
+from tap_engine.schemas.replacing import replacing
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Replaces the file in one step: a reader sees the old one or the new one, never a half."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.touch()
-    mode = partial.stat().st_mode  # what this user's files have; the library writes 0600
+    """Writes a safetensors file; a reader sees the old one or the new one, never a half."""
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(whole, partial, {"format": "pt", **metadata})
-    partial.chmod(mode)
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode  # what this user's files have; the library writes 0600
+        save_file(whole, partial, {"format": "pt", **metadata})
+        partial.chmod(mode)
 
 
 @contextmanager

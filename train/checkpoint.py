@@ -10,7 +10,6 @@ There is no random state to save: what is random is a function of seed, step and
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,13 +19,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from tap_engine.model.checkpoint import load_model, named, read_card, save_model
 from tap_engine.model.concepts import CONCEPTS_FILE
+from tap_engine.model.tensor_file import write_tensors
 from tap_engine.model.text_tokenizer import FILE_NAMES as TOKENIZER_FILES
 from tap_engine.schemas.errors import CheckpointError, ConfigError
+from tap_engine.schemas.replacing import replacing
 
 CHECKPOINTS_FOLDER, STATE, TRAINER = "checkpoints", "state.json", "trainer.safetensors"
 
@@ -78,17 +79,12 @@ def save_checkpoint(
         The checkpoint's folder.
     """
     final = run / CHECKPOINTS_FOLDER / f"step_{step:08d}"
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    write_model(partial)
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, partial / TRAINER)
-    (partial / STATE).write_text(json.dumps({"step": step, **state}))
-    for file in partial.iterdir():
-        _sync(file)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    _sync(final.parent)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(final) as partial:
+        partial.mkdir()
+        write_model(partial)
+        write_tensors(partial / TRAINER, tensors, {})
+        (partial / STATE).write_text(json.dumps({"step": step, **state}))
     for old in checkpoints(run)[: -config.keep]:
         if not config.keep_every or _step(old) % config.keep_every:
             shutil.rmtree(old, ignore_errors=True)
@@ -229,11 +225,3 @@ def _step(path: Path) -> int:
     match = _NAME.fullmatch(path.name)
     assert match is not None
     return int(match.group(1))
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

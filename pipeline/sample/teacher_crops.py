@@ -20,6 +20,7 @@ from tap_engine.pipeline.crop import CropConfig, crop_regions, decode_image
 from tap_engine.pipeline.sample.files import JPEG_QUALITY, SceneName
 from tap_engine.pipeline.sample.layout import TINTS
 from tap_engine.schemas import rle
+from tap_engine.schemas.replacing import replacing
 from tap_engine.schemas.truth import KINDS, PART
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
 
@@ -156,10 +157,8 @@ def _write_chunk(task: _Task) -> int:
     path, chunk, config, part_share = task
     cv2.setNumThreads(1)
     crops = LabelledCrops.join([crop_scene(name, size, config, part_share) for name, size in chunk])
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
+    with replacing(path) as partial, open(partial, "wb") as file:
         np.savez(file, **{field.name: getattr(crops, field.name) for field in fields(crops)})
-    partial.replace(path)
     return len(chunk)
 
 

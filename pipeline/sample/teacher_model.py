@@ -18,8 +18,8 @@ from typing import Any
 import open_clip
 import torch
 from open_clip.tokenizer import default_bpe
-from safetensors.torch import save_file
 
+from tap_engine.model.tensor_file import write_tensors
 from tap_engine.pipeline.crop import CropConfig
 from tap_engine.pipeline.sample.drawings import SAMPLE_DATA
 from tap_engine.pipeline.teacher import BPE_FILE
@@ -101,12 +101,10 @@ def write_teacher(folder: Path, model: torch.nn.Module, training: dict[str, Any]
     (folder / TRAINING_FILE).write_text(json.dumps(training, indent=1) + "\n", "utf-8")
     weights = {
         # Norms, running statistics and the logit scale are few and want their precision.
-        name: (tensor.half() if tensor.ndim > 1 else tensor).contiguous().cpu()
+        name: tensor.half() if tensor.ndim > 1 else tensor
         for name, tensor in model.state_dict().items()
     }
-    partial = folder / (WEIGHTS_FILE + ".partial")
-    save_file(weights, partial, metadata={"format": "pt"})
-    partial.replace(folder / WEIGHTS_FILE)
+    write_tensors(folder / WEIGHTS_FILE, weights, {})
 
 
 def write_config(folder: Path) -> None:

@@ -36,6 +36,7 @@ from tap_engine.pipeline.sample.world import RENDERER_VERSION
 from tap_engine.pipeline.teacher import LOCAL_FOLDER, open_tokenizer
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.provenance import Provenance, software
+from tap_engine.schemas.replacing import replacing
 from tap_engine.schemas.truth import KINDS
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
 
@@ -264,8 +265,8 @@ class _Run:
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
         }
-        torch.save(state, path.with_suffix(".partial"))
-        path.with_suffix(".partial").replace(path)
+        with replacing(path) as partial:
+            torch.save(state, partial)
 
     def train(self, tell: Callable[[int, str], None]) -> None:
         """Run the steps that are left."""

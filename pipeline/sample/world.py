@@ -42,6 +42,7 @@ from tap_engine.pipeline.sample.files import (
 from tap_engine.pipeline.sample.sprites import load_sprites
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.provenance import Provenance, software
+from tap_engine.schemas.replacing import replacing
 from tap_engine.schemas.truth import truth_schema
 
 RENDERER_VERSION = 1
@@ -185,8 +186,7 @@ class _Block:
     def open(self) -> Iterator[Callable[[Drawn], None]]:
         """A function that adds a scene; the block appears under its name at the end, or not."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path = self.path.with_name(self.path.name + ".partial")
-        with open(partial_path, "wb") as file:
+        with replacing(self.path) as partial_path, open(partial_path, "wb") as file:
             if self.path.suffix == ".tar":
                 with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
                     yield partial(_add_to_tar, tar)
@@ -196,7 +196,6 @@ class _Block:
                 scenes: list[dict[str, Any]] = []
                 yield partial(_add_to_visual_genome, scenes, photos)
                 file.write(_compact(scenes))
-        partial_path.replace(self.path)
 
 
 def _blocks(out: Path, config: SampleConfig) -> Iterator[_Block]:
@@ -250,17 +249,15 @@ def _finish_visual_genome(out: Path, config: SampleConfig) -> None:
         ("splits.json", splits),
         (REGION_DESCRIPTIONS, regions),
     ):
-        partial_path = folder / f"{name}.partial"
-        partial_path.write_bytes(_compact(content))
-        partial_path.replace(folder / name)
+        with replacing(folder / name) as partial_path:
+            partial_path.write_bytes(_compact(content))
     shutil.rmtree(folder / "blocks")
 
 
 def _write_truth(path: Path, rows: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(path.name + ".partial")
-    pq.write_table(pa.Table.from_pylist(rows, truth_schema()), partial_path, compression="zstd")
-    partial_path.replace(path)
+    with replacing(path) as partial_path:
+        pq.write_table(pa.Table.from_pylist(rows, truth_schema()), partial_path, compression="zstd")
 
 
 def _claim(out: Path, config: SampleConfig) -> None:

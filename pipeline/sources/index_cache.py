@@ -11,6 +11,7 @@ from pyarrow import fs
 from tap_engine.pipeline.sources.filesystem import base_name
 from tap_engine.pipeline.sources.tar_index import Damage, Member
 from tap_engine.schemas.filesystem import open_filesystem
+from tap_engine.schemas.replacing import replacing_in
 
 INDEX_FOLDER = "_index"
 """Inside the store, beside its tables."""
@@ -58,9 +59,11 @@ def save_index(
     filesystem, path = open_filesystem(place)
     try:
         filesystem.create_dir(path.rsplit("/", 1)[0])
-        with filesystem.open_output_stream(path + ".part") as file:
+        with (
+            replacing_in(filesystem, path) as partial,
+            filesystem.open_output_stream(partial) as file,
+        ):
             pq.write_table(table, file)
-        filesystem.move(path + ".part", path)
     except (OSError, pa.ArrowException):
         return
 

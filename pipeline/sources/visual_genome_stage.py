@@ -10,7 +10,6 @@ A cache like index_cache.py: made again when it is gone. Memory holds one batch 
 import hashlib
 import json
 import math
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +24,7 @@ from tap_engine.schemas.errors import SchemaError, SourceError
 from tap_engine.schemas.filesystem import open_filesystem
 from tap_engine.schemas.keys import MAX_SOURCE_ID
 from tap_engine.schemas.rejects import Reason
+from tap_engine.schemas.replacing import replacing_in
 
 _BATCH_ROWS = 16_384
 _READ_BYTES = 1 << 20
@@ -131,15 +131,13 @@ def _write(
 ) -> None:
     target, regions_path = open_filesystem(regions_uri)
     _, images_path = open_filesystem(images_uri)
-    folder, name = regions_path.rsplit("/", 1)
-    target.create_dir(folder)
-    # Two drivers may be at it; whichever ends last puts the same content in place.
-    partial = f"{folder}/{name}.{uuid.uuid4().hex}.part"
+    target.create_dir(regions_path.rsplit("/", 1)[0])
     counts = CleaningCounts()
     images: list[tuple[int | None, int, int, int, str | None]] = []
     with filesystem.open_input_stream(path) as source:
         digesting = _Digesting(source)
         with (
+            replacing_in(target, regions_path) as partial,
             target.open_output_stream(partial) as sink,
             pa.ipc.new_file(sink, STAGED_REGIONS) as writer,
         ):
@@ -155,21 +153,17 @@ def _write(
                 if len(images) % 10_000 == 0:
                     say(f"{len(images):,} images, {counts.phrases:,} regions read")
             writer.write_batch(_batch(rows))
-    if not images:
-        raise SchemaError(f"{uri}: expected a list of {{id, regions}}, found no image in it")
-    target.move(partial, regions_path)
+            if not images:
+                raise SchemaError(f"{uri}: expected a list of {{id, regions}}, found no image")
     content = json.dumps({"digest": digesting.hexdigest(), "counts": counts.to_json()})
     table = pa.table([list(c) for c in zip(*images, strict=True)], schema=STAGED_IMAGES)
     table = table.replace_schema_metadata({_METADATA: content})
     with (
+        replacing_in(target, images_path) as partial,
         target.open_output_stream(partial) as sink,
         pa.ipc.new_file(sink, table.schema) as writer,
     ):
         writer.write_table(table)
-    target.move(partial, images_path)
-    for left in target.get_file_info(fs.FileSelector(folder)):
-        if left.base_name.startswith(name) and left.base_name.endswith(".part"):
-            target.delete_file(left.path)  # of a run that was killed here
 
 
 class _Digesting:

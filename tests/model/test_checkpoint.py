@@ -49,7 +49,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch) -> None:
     def die(*_: object) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr("tap_engine.model.tensor_file.os.fsync", die)
+    monkeypatch.setattr("tap_engine.schemas.replacing.os.fsync", die)
     with pytest.raises(OSError, match="disk full"):
         save_model(tmp_path, small_model(1).state_dict(), card)
     assert path.read_bytes() == before

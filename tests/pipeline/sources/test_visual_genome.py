@@ -158,7 +158,7 @@ def test_the_json_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch) 
     files = sorted((tmp_path / "index").iterdir())
     assert [f.name.rsplit(".", 2)[1] for f in files] == ["images", "regions"]
     files[0].write_bytes(files[0].read_bytes()[:100])
-    (tmp_path / "index" / f"{files[1].name}.0.part").write_bytes(b"half")
+    (tmp_path / "index" / f".{files[1].name}.0.partial").write_bytes(b"half")
     source_of(folder, tmp_path / "index", say=again.append)
     assert len(again) == 1
     assert sorted((tmp_path / "index").iterdir()) == files, "what was half written is gone"
