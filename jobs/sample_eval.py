@@ -2,7 +2,8 @@
 
 They are the validation scenes of `tap-data sample` with the same seed: no training scene is among
 them. Objects are the regions, with their names over the whole shipped vocabulary and with the
-phrases that the sample world composes for them as references.
+phrases that the sample world composes for them as references. Images and regions have the numbers
+of the store and of the truth table, so predictions join both.
 """
 
 import io
@@ -12,7 +13,7 @@ from PIL import Image
 
 from tap_engine.model.image_input import Rgb, to_rgb
 from tap_engine.pipeline.sample.captions import compose_captions
-from tap_engine.pipeline.sample.files import JPEG_QUALITY, SceneName
+from tap_engine.pipeline.sample.files import Drawn, SceneName, files_of
 from tap_engine.pipeline.sample.scene import Scene
 from tap_engine.schemas.truth import OBJECT
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
@@ -35,12 +36,15 @@ def sample_set(scenes: int = SCENES, size_px: int = SIZE_PX, seed: int = 0) -> E
     for index in range(scenes):
         scene_name = SceneName(seed, "validation", index)
         scene = scene_name.render(size_px)
-        number = scene_name.number
-        images[number] = TruthImage(
-            image_id=number, size_hw=(size_px, size_px), file_name=f"sa_{number}.jpg"
+        drawn = files_of(scene_name, scene)
+        image_id = drawn.truth[0]["image_id"]
+        images[image_id] = TruthImage(
+            image_id=image_id,
+            size_hw=(size_px, size_px),
+            file_name=drawn.annotations["image"]["file_name"],
         )
-        jpegs[number] = _jpeg(scene)
-        rows += _rows(number, scene, scene_name, names.ids)
+        jpegs[image_id] = drawn.jpeg
+        rows += _object_rows(scene_name, scene, drawn, names.ids)
     categories = {
         concept_id + 1: Category(category_id=concept_id + 1, name=name)
         for concept_id, name in enumerate(names.names)
@@ -54,16 +58,17 @@ def sample_set(scenes: int = SCENES, size_px: int = SIZE_PX, seed: int = 0) -> E
     return EvalSet(truth, pixels)
 
 
-def _rows(
-    number: int, scene: Scene, scene_name: SceneName, concept_ids: Mapping[str, int]
+def _object_rows(
+    scene_name: SceneName, scene: Scene, drawn: Drawn, concept_ids: Mapping[str, int]
 ) -> list[dict[str, object]]:
+    """Ground truth of the objects, under the numbers that they have in stores and truth table."""
     phrases: dict[int, list[str]] = {}
     for index, phrase in compose_captions(scene, scene_name.generator(1)):
         phrases.setdefault(index, []).append(phrase)
     return [
         {
-            "region_id": number * 1000 + index,
-            "image_id": number,
+            "region_id": known["region_id"],
+            "image_id": known["image_id"],
             "category_id": concept_ids[region.concept] + 1,
             "bbox_xywh": [float(side) for side in region.bbox_xywh],
             "area": float(region.area),
@@ -71,13 +76,6 @@ def _rows(
             "rle": region.counts,
             "captions": phrases[index],
         }
-        for index, region in enumerate(scene.regions)
+        for index, (region, known) in enumerate(zip(scene.regions, drawn.truth, strict=True))
         if region.kind == OBJECT
     ]
-
-
-def _jpeg(scene: Scene) -> bytes:
-    """The picture as training saw its own: through JPEG."""
-    buffer = io.BytesIO()
-    Image.fromarray(scene.image_rgb).save(buffer, "JPEG", quality=JPEG_QUALITY)
-    return buffer.getvalue()

@@ -67,12 +67,21 @@ def draw_scene(name: SceneName, size: int, groups: tuple[str, ...] = ()) -> Draw
         size: its side, px.
         groups: concept groups that may appear; all when empty.
     """
-    scene = name.render(size, groups)
-    bgr = cv2.cvtColor(scene.image_rgb, cv2.COLOR_RGB2BGR)
-    jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+    return files_of(name, name.render(size, groups))
+
+
+def files_of(name: SceneName, scene: Scene) -> Drawn:
+    """The files of a scene that is drawn already: its JPEG, and the numbers of its regions."""
+    jpeg = scene_jpeg(scene)
     if name.part.startswith("captioned"):
         return _as_visual_genome(name, scene, jpeg)
     return _as_sa1b(name, scene, jpeg)
+
+
+def scene_jpeg(scene: Scene) -> bytes:
+    """The picture as every reader of the sample world sees it: through JPEG."""
+    bgr = cv2.cvtColor(scene.image_rgb, cv2.COLOR_RGB2BGR)
+    return cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
 
 
 def _as_sa1b(name: SceneName, scene: Scene, jpeg: bytes) -> Drawn:
