@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -25,7 +26,7 @@ from tap_engine.pipeline.layout import WorkerLayout, choose_layout
 from tap_engine.pipeline.ledger import Ledger, UnitResult, done_images
 from tap_engine.pipeline.planning import Plan, make_plan
 from tap_engine.pipeline.sources.records import Source, Unit
-from tap_engine.pipeline.store import Store
+from tap_engine.pipeline.store import STORAGE_WAITS_S, Store
 from tap_engine.pipeline.summary import BuildSummary
 from tap_engine.pipeline.teacher import Teacher, TeacherConfig, TeacherInfo, pending_download
 from tap_engine.pipeline.unit_builder import UnitBuilder
@@ -50,9 +51,6 @@ from tap_engine.schemas.tables import (
 from tap_engine.schemas.vocabulary import load_vocabulary
 
 Value = TypeVar("Value")
-
-_STORAGE_WAITS_S = (1, 10, 60)
-"""Pauses before a unit is tried again after its storage failed (beside the clients' own)."""
 
 
 def build(source: Source, config: BuildConfig, *, say: Say = print) -> BuildSummary:
@@ -80,7 +78,7 @@ def build(source: Source, config: BuildConfig, *, say: Say = print) -> BuildSumm
             shards,
             unit_images=layout.unit_images,
             limit=config.limit,
-            done_images=done_images(store),
+            done_images=done_images(ledger.store),
             on_shard=_say_indexing(say),
         )
         say(
@@ -91,7 +89,7 @@ def build(source: Source, config: BuildConfig, *, say: Say = print) -> BuildSumm
         summary = BuildSummary(built_before=plan.built_images, total_images=plan.total_images)
         summary.add_rejects(ledger.commit_index(plan.rejects, plan.found_images))
         _run(source, store, config, layout, plan, ledger, summary)
-        index_keys(store)
+        index_keys(ledger.store)
     summary.seconds = time.monotonic() - start
     return summary
 
@@ -156,11 +154,11 @@ def index_keys(store: Store) -> None:
         if not dataset.count_rows():
             continue
         if any(column in index.field_names for index in dataset.describe_indices()):
-            dataset.optimize.optimize_indices()
+            store.patiently(dataset.optimize.optimize_indices)
         else:
             # Lance's default of 4,096 rows a page makes a lookup of 100 keys a fifth slower.
             pages = IndexConfig(index_type="btree", parameters={"zone_size": 1024})
-            dataset.create_scalar_index(column, pages)
+            store.patiently(partial(dataset.create_scalar_index, column, pages))
 
 
 def _run(
@@ -293,7 +291,7 @@ class _UnitActor:
         if begun > self._retries + 1:
             failure = f"its worker died {begun - 1} times"
             return {"result": UnitResult(unit.unit_id, failure=failure).to_json()}
-        for wait_s in (*_STORAGE_WAITS_S, None):
+        for wait_s in (*STORAGE_WAITS_S, None):
             try:
                 return {"result": self._builder(unit).to_json()}
             except (OSError, StoreError):

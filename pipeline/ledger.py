@@ -9,22 +9,24 @@ so a resume may cut units another way.
 What the index of a shard shows to be unusable (half a pair, a damaged stretch) is no worker's
 business: the driver commits it itself, compared with what is there, so each row comes once.
 
-One driver at a time may commit (lease.py).
+One driver at a time may commit (lease.py). One that takes over from a driver which may still wake
+up fences the tables first: what that one had prepared is refused (docs/decisions/0110-fencing.md).
 """
 
 import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from tap_engine.pipeline.lease import Lease
-from tap_engine.pipeline.store import Store, distinct
+from tap_engine.pipeline.store import Store, distinct, runs_of
 from tap_engine.schemas.errors import StoreError
 from tap_engine.schemas.rejects import HALF_PAIRS, Reason, Reject, Stage
 from tap_engine.schemas.tables import IMAGES, REGIONS, REJECTS, rejects_schema
@@ -82,16 +84,18 @@ class Ledger:
     """
 
     def __init__(self, store: Store, *, take_over: bool = False) -> None:
-        self.store = store
-        self._lease = Lease(store, take_over)
+        self.store = replace(store, patient=True)
+        self._lease = Lease(self.store, take_over)
         self.done: npt.NDArray[np.int64] = np.empty(0, np.int64)
         self.removed_rows = 0
 
     def __enter__(self) -> "Ledger":
         self._lease.take()
         try:
-            self.done = done_units(self.store)
-            self.removed_rows = sum(self._remove_unfinished(t) for t in (REGIONS, REJECTS))
+            if not self._lease.alone:
+                for table in (REGIONS, REJECTS, IMAGES):
+                    self.store.fence(table)
+            self._clean()
             self._remove_orphans()
         except BaseException:
             self._lease.release()
@@ -114,13 +118,11 @@ class Ledger:
             _check(result)
         rejects = [rejects_table(r.unit_id, r.rejects) for r in results if r.rejects]
         if fragments := [f for r in results for f in r.region_fragments]:
-            self._lease.require()
-            self.store.append(REGIONS, fragments)
+            self._append(REGIONS, fragments)
         if rejects:
             self._append_rejects(pa.concat_tables(rejects))
         if fragments := [f for r in results for f in r.image_fragments]:
-            self._lease.require()
-            self.store.append(IMAGES, fragments)
+            self._append(IMAGES, fragments)
         self.done = np.union1d(self.done, np.fromiter(fresh, np.int64))
 
     def commit_index(
@@ -139,8 +141,10 @@ class Ledger:
             StoreError: the lease is lost.
         """
         table = self.store.open(REJECTS)
-        stored = table.to_table(
-            columns=["reason", "detail", "image_id"], filter=f"stage = '{Stage.INDEX}'"
+        stored = self.store.patiently(
+            lambda: table.to_table(
+                columns=["reason", "detail", "image_id"], filter=f"stage = '{Stage.INDEX}'"
+            )
         ).to_pylist()
         halves = {row["image_id"] for row in stored if row["reason"] in HALF_PAIRS} - {None}
         halves -= {reject.image_id for reject in rejects if reject.reason in HALF_PAIRS}
@@ -149,9 +153,8 @@ class Ledger:
         for start in range(0, len(paired), 1000):
             self._lease.require()
             images = ", ".join(str(image) for image in paired[start : start + 1000])
-            table.delete(
-                f"stage = '{Stage.INDEX}' AND reason IN ({reasons}) AND image_id IN ({images})"
-            )
+            where = f"stage = '{Stage.INDEX}' AND reason IN ({reasons}) AND image_id IN ({images})"
+            self.store.patiently(partial(table.delete, where))
         known = Counter((row["reason"], row["detail"], row["image_id"]) for row in stored)
         fresh = []
         for reject in rejects:
@@ -168,30 +171,56 @@ class Ledger:
             self.done = np.union1d(self.done, unit)
         return fresh
 
-    def _append_rejects(self, rows: pa.Table) -> None:
+    def _append(self, table: str, fragments: Sequence[str]) -> None:
+        # The version first: whoever takes the lease after it fences the table, and this append
+        # is refused however long this process is held up from here on.
+        version = self.store.open(table).version
         self._lease.require()
+        self.store.append(table, fragments, version)
+
+    def _append_rejects(self, rows: pa.Table) -> None:
         writer = self.store.writer(REJECTS, rejects_schema())
         for batch in rows.combine_chunks().to_batches():
             writer.write(batch.columns)
-        self.store.append(REJECTS, writer.close())
+        self._append(REJECTS, writer.close())
 
-    def _remove_unfinished(self, table: str) -> int:
+    def _clean(self) -> None:
+        """Remove rows of unfinished units, and units that are in the store twice.
+
+        Two drivers of version 0.1 could write a unit twice; it is built again.
+        """
+        stored, twice = self.store.patiently(lambda: runs_of(self.store.open(REGIONS), "unit"))
+        table = self.store.patiently(
+            lambda: self.store.open(IMAGES).to_table(columns=["image_id", "unit"])
+        )
+        images, units = (table.column(name).to_numpy() for name in ("image_id", "unit"))
+        _, places, times = np.unique(images, return_inverse=True, return_counts=True)
+        twice = np.union1d(twice, units[times[places] > 1])
+        self.removed_rows = self._remove_units(IMAGES, twice)
+        self.done = done_units(self.store)
+        self.removed_rows += self._remove_units(REGIONS, np.setdiff1d(stored, self.done))
+        rejected = _distinct(self.store, REJECTS, "unit")
+        self.removed_rows += self._remove_units(REJECTS, np.setdiff1d(rejected, self.done))
+
+    def _remove_units(self, table: str, units: npt.NDArray[np.int64]) -> int:
         dataset = self.store.open(table)
         before = dataset.count_rows()
-        unfinished = np.setdiff1d(distinct(dataset, "unit"), self.done)
-        for start in range(0, len(unfinished), 1000):
+        for start in range(0, len(units), 1000):
             self._lease.require()
-            units = ", ".join(str(unit) for unit in unfinished[start : start + 1000])
-            dataset.delete(f"unit IN ({units})")
+            listed = ", ".join(str(unit) for unit in units[start : start + 1000])
+            self.store.patiently(partial(dataset.delete, f"unit IN ({listed})"))
         return before - self.store.open(table).count_rows()
 
     def _remove_orphans(self) -> None:
         # Files of fragments that were never committed. A driver that fell silent elsewhere may
         # still wake up and commit the last of its own; Lance then keeps files below a week of age.
         for table in (REGIONS, REJECTS, IMAGES):
-            self.store.open(table).cleanup_old_versions(
-                older_than=_KEEP_VERSIONS, delete_unverified=self._lease.alone
+            clean = partial(
+                self.store.open(table).cleanup_old_versions,
+                older_than=_KEEP_VERSIONS,
+                delete_unverified=self._lease.alone,
             )
+            self.store.patiently(clean)
 
 
 def done_units(store: Store) -> npt.NDArray[np.int64]:
@@ -200,8 +229,8 @@ def done_units(store: Store) -> npt.NDArray[np.int64]:
     Those of the driver's own rejects (one append) are among them.
     """
     filter_ = f"reason = '{Reason.UNIT_EMPTY}' OR stage = '{Stage.INDEX}'"
-    empty = distinct(store.open(REJECTS), "unit", filter_)
-    return np.union1d(distinct(store.open(IMAGES), "unit"), empty)
+    empty = _distinct(store, REJECTS, "unit", filter_)
+    return np.union1d(_distinct(store, IMAGES, "unit"), empty)
 
 
 def done_images(store: Store) -> npt.NDArray[np.int64]:
@@ -209,10 +238,16 @@ def done_images(store: Store) -> npt.NDArray[np.int64]:
 
     What an index rejected is asked of the index again: a missing half may have come.
     """
-    rejected = distinct(
-        store.open(REJECTS), "image_id", f"region_id IS NULL AND stage != '{Stage.INDEX}'"
+    rejected = _distinct(
+        store, REJECTS, "image_id", f"region_id IS NULL AND stage != '{Stage.INDEX}'"
     )
-    return np.union1d(distinct(store.open(IMAGES), "image_id"), rejected)
+    return np.union1d(_distinct(store, IMAGES, "image_id"), rejected)
+
+
+def _distinct(
+    store: Store, table: str, column: str, filter_: str | None = None
+) -> npt.NDArray[np.int64]:
+    return store.patiently(lambda: distinct(store.open(table), column, filter_))
 
 
 def _check(result: UnitResult) -> None:

@@ -6,16 +6,19 @@ used: the first is broken with this pair of versions, the second commits once at
 """
 
 import json
+import logging
 import queue
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import lance
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
 
 from tap_engine.schemas.errors import StoreError
@@ -27,7 +30,14 @@ STORAGE_VERSION = {IMAGES: "2.2"}
 """Blob columns need 2.2. All other tables use 2.0, which scans float16 embeddings fastest
 (docs/decisions/0003-storage-version.md)."""
 
+Result = TypeVar("Result")
+
+STORAGE_WAITS_S = (1, 10, 60)
+"""Pauses before storage that failed is asked again (beside the clients' own)."""
+
 _DEFAULT_STORAGE_VERSION = "2.0"
+_LOG = logging.getLogger(__name__)
+
 _QUEUE_BATCHES = 4
 """Record batches between a worker and its writer thread; bounds the memory of both."""
 
@@ -44,10 +54,13 @@ class Store:
     Attributes:
         uri: absolute path or URI of the folder.
         storage_options: for Lance's object-store layer, beside the environment's.
+        patient: whether an object store that fails is asked again after `STORAGE_WAITS_S`, as the
+            driver of a long build does. Local disks are not: what they report stays true.
     """
 
     uri: str
     storage_options: Mapping[str, str] = field(default_factory=dict)
+    patient: bool = False
 
     def table_uri(self, table: str) -> str:
         """Path or URI of one table."""
@@ -68,11 +81,35 @@ class Store:
             StoreError: there is none.
         """
         try:
-            return lance.dataset(
-                self.table_uri(table), storage_options=dict(self.storage_options) or None
+            return self.patiently(
+                lambda: lance.dataset(
+                    self.table_uri(table), storage_options=dict(self.storage_options) or None
+                )
             )
-        except (ValueError, FileNotFoundError, OSError) as error:
+        except (ValueError, FileNotFoundError) as error:
             raise StoreError(f"no table {table!r} in {self.uri}: {str(error)[:200]}") from error
+
+    def patiently(self, call: Callable[[], Result]) -> Result:
+        """The result of a call that reaches the storage; see `patient`.
+
+        Args:
+            call: may be made again after it failed.
+
+        Raises:
+            StoreError: the storage failed, with its own words.
+        """
+        waits = STORAGE_WAITS_S if self.patient and "://" in self.uri else ()
+        for wait_s in (*waits, None):
+            try:
+                return call()
+            except FileNotFoundError:
+                raise
+            except OSError as error:
+                if wait_s is None:
+                    raise StoreError(f"{self.uri}: {str(error)[:300]}") from error
+                _LOG.warning("%s: %.200s; asked again in %d s", self.uri, error, wait_s)
+                time.sleep(wait_s)
+        raise AssertionError("unreachable")
 
     def create(self, table: str, content: pa.Table, provenance: Provenance) -> None:
         """Create a table with some first rows (often none); its schema is the contract's.
@@ -103,17 +140,50 @@ class Store:
             raise StoreError(f"table {table!r} in {self.uri} carries no provenance of this system")
         return Provenance.from_json(metadata[METADATA_KEY.encode()].decode())
 
-    def append(self, table: str, fragments: Sequence[str]) -> int:
-        """Commit fragments (JSON of `FragmentWriter.close`) in one version; returns rows added."""
-        dataset = self.open(table)
+    def append(self, table: str, fragments: Sequence[str], read_version: int | None = None) -> None:
+        """Commit fragments (JSON of `FragmentWriter.close`) in one version.
+
+        A commit whose answer was lost on the way is recognised by its files and not repeated.
+
+        Args:
+            table: which.
+            fragments: uncommitted.
+            read_version: of the table when the caller last knew that it may write; a later
+                `fence` makes the commit fail. The latest by default.
+
+        Raises:
+            StoreError: the table was fenced since, or the storage failed.
+        """
         metadata = [FragmentMetadata.from_json(text) for text in fragments]
-        lance.LanceDataset.commit(
-            self.table_uri(table),
-            lance.LanceOperation.Append(metadata),
-            read_version=dataset.version,
-            storage_options=dict(self.storage_options) or None,
-        )
-        return sum(fragment.physical_rows for fragment in metadata)
+        ours = {file.path for fragment in metadata for file in fragment.files}
+
+        before = read_version or self.open(table).version
+
+        def commit() -> None:
+            dataset = self.open(table)
+            if dataset.version > before and ours <= _files(dataset):
+                return
+            try:
+                lance.LanceDataset.commit(
+                    self.table_uri(table),
+                    lance.LanceOperation.Append(metadata),
+                    read_version=before,
+                    storage_options=dict(self.storage_options) or None,
+                )
+            except CommitConflictError as error:
+                raise StoreError(
+                    f"another driver has taken over {self.uri}; nothing was added to {table!r}"
+                ) from error
+
+        self.patiently(commit)
+
+    def fence(self, table: str) -> None:
+        """Refuse every append that was prepared before now, whoever is about to commit it.
+
+        Lance lets appends pass each other, but none passes a Restore: restoring the latest version
+        changes no row and makes appends that started from an earlier one fail.
+        """
+        self.patiently(self.open(table).restore)
 
     def writer(self, table: str, schema: pa.Schema) -> "FragmentWriter":
         """A writer of one uncommitted fragment."""
@@ -165,6 +235,21 @@ def distinct(
     return found.astype(np.int64)
 
 
+def runs_of(
+    dataset: lance.LanceDataset, column: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Sorted distinct values of an int64 column, and those whose rows do not lie together."""
+    starts: list[npt.NDArray[np.int64]] = [np.empty(0, np.int64)]
+    last: int | None = None
+    for batch in scan(dataset, [column]):
+        values = batch.column(0).to_numpy()
+        begins = np.concatenate([[last is None or values[0] != last], values[1:] != values[:-1]])
+        starts.append(values[begins])
+        last = int(values[-1])
+    found, times = np.unique(np.concatenate(starts), return_counts=True)
+    return found, found[times > 1]
+
+
 def rows_of_keys(
     dataset: lance.LanceDataset,
     keys: Sequence[int] | npt.NDArray[np.int64],
@@ -200,6 +285,10 @@ def rows_of_keys(
             "`tap-data query` lists keys"
         )
     return found.select(wanted).take(np.argsort(present)[positions])
+
+
+def _files(dataset: lance.LanceDataset) -> set[str]:
+    return {file.path for part in dataset.get_fragments() for file in part.metadata.files}
 
 
 def _version(table: str) -> Any:

@@ -1,12 +1,16 @@
 import json
 import os
+import socket
 import time
+from collections import Counter
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from tap_engine.pipeline import lease as lease_module
+from tap_engine.pipeline import store as store_module
 from tap_engine.pipeline.ledger import Ledger, UnitResult, done_images, done_units
 from tap_engine.pipeline.store import Store, blob_column
 from tap_engine.schemas.errors import StoreError
@@ -114,10 +118,10 @@ def test_death_between_the_commits_loses_and_repeats_nothing(store, monkeypatch,
         ledger.commit([unit(store, 1)])
     append = Store.append
 
-    def die(self, name, fragments):
+    def die(self, name, *rest):
         if name == table:
             raise ConnectionError("the machine is gone")
-        return append(self, name, fragments)
+        return append(self, name, *rest)
 
     monkeypatch.setattr(Store, "append", die)
     with pytest.raises(ConnectionError), Ledger(store) as ledger:
@@ -226,3 +230,118 @@ def test_the_lease_is_renewed_and_given_back(store, monkeypatch) -> None:
         time.sleep(3.0)
         ledger.commit([unit(store, 1)])
     assert lease_module.LEASE_KEY not in store.open(CONCEPTS).config()
+
+
+@pytest.mark.parametrize("table", [REGIONS, REJECTS, IMAGES])
+def test_a_driver_that_was_paused_before_an_append_adds_nothing(store, monkeypatch, table) -> None:
+    """It asked for its lease, slept, was taken over, and goes on."""
+    append = Store.append
+
+    def paused(self, name, *rest):
+        if name == table:
+            monkeypatch.setattr(Store, "append", append)
+            with monkeypatch.context() as elsewhere:
+                elsewhere.setattr(socket, "gethostname", lambda: "another-host")
+                with Ledger(store, take_over=True) as second:
+                    second.commit([unit(store, 1), unit(store, 2)])
+        return append(self, name, *rest)
+
+    with Ledger(store) as first:
+        built = [unit(store, 1), unit(store, 2)]
+        monkeypatch.setattr(Store, "append", paused)
+        with pytest.raises(StoreError, match="taken over"):
+            first.commit(built)
+    assert counts(store) == (4, 12, 2)
+    for name, column in ((REGIONS, "key"), (IMAGES, "image_id")):
+        rows = Counter(store.open(name).to_table(columns=[column])[column].to_pylist())
+        assert max(rows.values()) == 1
+    with Ledger(store) as third:
+        assert third.removed_rows == 0
+        assert third.done.tolist() == [1, 2]
+
+
+def test_units_that_an_earlier_version_wrote_twice_are_built_again(store) -> None:
+    with Ledger(store) as ledger:
+        ledger.commit([unit(store, 1), unit(store, 2)])
+    store.append(REGIONS, unit(store, 1).region_fragments)
+    store.append(IMAGES, unit(store, 2).image_fragments)
+    with Ledger(store) as ledger:
+        assert ledger.done.tolist() == []
+        ledger.commit([unit(store, 1), unit(store, 2)])
+    assert counts(store) == (4, 12, 2)
+
+
+def test_a_process_of_another_pid_namespace_is_not_taken_for_dead(store, monkeypatch) -> None:
+    monkeypatch.setattr(lease_module, "_pid_namespace", lambda: "pid:[1]")
+    holder = json.loads(Ledger(store)._lease._text()) | {"pid": 999_999_999}
+    monkeypatch.undo()
+    store.open(CONCEPTS).update_config({lease_module.LEASE_KEY: json.dumps(holder)})
+    with pytest.raises(StoreError, match="process 999999999"):
+        Ledger(store).__enter__()
+
+
+def test_a_clock_that_is_ahead_takes_no_lease_of_a_living_driver(store, monkeypatch) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_S", 3.0)
+    with Ledger(store) as first:
+        monkeypatch.setattr(socket, "gethostname", lambda: "another-host")
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + 60)
+        with pytest.raises(StoreError, match="is being built by process"):
+            Ledger(store).__enter__()
+        first.commit([unit(store, 1)])  # and its own clock may jump: nobody took the lease
+    assert counts(store) == (2, 6, 1)
+
+
+def test_a_driver_elsewhere_that_shows_no_sign_of_life_is_succeeded(store, monkeypatch) -> None:
+    monkeypatch.setattr(lease_module, "LEASE_S", 3.0)
+    holder = {"id": "x", "host": "elsewhere", "boot": "b", "pid": 1, "started": "1"}
+    text = json.dumps({**holder, "expires": time.time() - 1})
+    store.open(CONCEPTS).update_config({lease_module.LEASE_KEY: text})
+    with Ledger(store) as ledger:
+        ledger.commit([unit(store, 1)])
+    assert counts(store) == (2, 6, 1)
+
+
+def test_storage_that_fails_for_a_while_is_waited_for(store, monkeypatch) -> None:
+    """Commits fail, or are done and their answers lost; rows are there once."""
+    monkeypatch.setattr(store_module, "STORAGE_WAITS_S", (0, 0, 0))
+    remote = Store(f"file://{store.uri}")
+    commit = lance.LanceDataset.commit
+    faults = iter(["before", "after", "after", "", "before"])
+
+    def faulty(*args, **kwargs):
+        fault = next(faults, "")
+        if fault == "before":
+            raise OSError("connection reset")
+        done = commit(*args, **kwargs)
+        if fault == "after":
+            raise OSError("error getting list response body")
+        return done
+
+    monkeypatch.setattr(lance.LanceDataset, "commit", staticmethod(faulty))
+    with Ledger(remote) as ledger:
+        ledger.commit([unit(store, 1)])
+        ledger.commit([unit(store, 2)])
+    assert next(faults, None) is None
+    assert counts(store) == (4, 12, 2)
+
+
+def test_storage_that_stays_broken_is_a_store_error(store, monkeypatch) -> None:
+    monkeypatch.setattr(store_module, "STORAGE_WAITS_S", (0, 0, 0))
+
+    def broken(*_, **__):
+        raise OSError("connection reset")
+
+    monkeypatch.setattr(lance.LanceDataset, "commit", staticmethod(broken))
+    remote = Ledger(Store(f"file://{store.uri}"))
+    with remote as ledger, pytest.raises(StoreError, match="connection reset"):
+        ledger.commit([unit(store, 1)])
+
+
+def test_a_store_that_cannot_be_written_is_not_taken_for_one_in_use(store, monkeypatch) -> None:
+    def refused(*_):
+        raise OSError("Permission denied")
+
+    monkeypatch.setattr(lance.LanceDataset, "update_config", refused)
+    with pytest.raises(StoreError, match="Permission denied"):
+        Ledger(store).__enter__()
