@@ -326,13 +326,11 @@ def _own_errors() -> Iterator[None]:
 
 
 def _say_indexing(say: Say) -> Callable[[int, int], None]:
-    """Report indexing now and then: a thousand shards on an object store take a while."""
-    last = time.monotonic()
+    """Reports the indexing: a thousand shards on an object store take some minutes."""
+    progress = Progress(total=0, unit="shards indexed", say=say)
 
     def on_shard(done: int, total: int) -> None:
-        nonlocal last
-        if time.monotonic() - last > 10:
-            last = time.monotonic()
-            say(f"indexed {done:,} of {total:,} shards")
+        progress.total = total
+        progress.update(done)
 
     return on_shard

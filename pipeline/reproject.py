@@ -161,5 +161,5 @@ def _replace_concepts(store: Store, content: pa.Table, provenance: str) -> None:
         content.cast(schema),
         store.table_uri(CONCEPTS),
         mode="overwrite",
-        storage_options=dict(store.storage_options) or None,
+        storage_options=store.options,
     )

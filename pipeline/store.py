@@ -62,6 +62,11 @@ class Store:
     storage_options: Mapping[str, str] = field(default_factory=dict)
     patient: bool = False
 
+    @property
+    def options(self) -> dict[str, str] | None:
+        """`storage_options` as Lance takes them: None where there are none."""
+        return dict(self.storage_options) or None
+
     def table_uri(self, table: str) -> str:
         """Path or URI of one table."""
         return table_uri(self.uri, table)
@@ -82,9 +87,7 @@ class Store:
         """
         try:
             return self.patiently(
-                lambda: lance.dataset(
-                    self.table_uri(table), storage_options=dict(self.storage_options) or None
-                )
+                lambda: lance.dataset(self.table_uri(table), storage_options=self.options)
             )
         except (ValueError, FileNotFoundError) as error:
             raise StoreError(f"no table {table!r} in {self.uri}: {str(error)[:200]}") from error
@@ -124,7 +127,7 @@ class Store:
                 self.table_uri(table),
                 mode="create",
                 data_storage_version=_version(table),
-                storage_options=dict(self.storage_options) or None,
+                storage_options=self.options,
             )
         except OSError as error:
             raise StoreError(f"cannot create table {table!r} in {self.uri}: {error}") from error
@@ -168,7 +171,7 @@ class Store:
                     self.table_uri(table),
                     lance.LanceOperation.Append(metadata),
                     read_version=before,
-                    storage_options=dict(self.storage_options) or None,
+                    storage_options=self.options,
                 )
             except CommitConflictError as error:
                 raise StoreError(
@@ -384,7 +387,7 @@ class FragmentWriter:
                 self._store.table_uri(self._table),
                 schema=self._schema,
                 data_storage_version=_version(self._table),
-                storage_options=dict(self._store.storage_options) or None,
+                storage_options=self._store.options,
             )
             self._fragments = [json.dumps(fragment.to_json()) for fragment in fragments]
         # Whatever stops the writer must reach the thread that waits for it.

@@ -1,5 +1,6 @@
-"""A live line on a terminal, plain lines elsewhere; counted in what is committed."""
+"""Progress of long jobs: one live line on a terminal, a plain line now and then elsewhere."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -7,10 +8,16 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 Say = Callable[[str], None]
-"""Where a long job says what it does, a line at a time."""
+"""Receives what a long job says, one line per call."""
 
-_LINE_S = 0.5
+_LIVE_S = 0.5
+"""Seconds between two states of the live line."""
+
 _LOG_S = 30.0
+"""Seconds between two lines of a log file."""
+
+_SAY_S = 10.0
+"""Seconds between two lines for a `say` function, and before the first."""
 
 
 @dataclass
@@ -18,36 +25,53 @@ class Progress:
     """Progress of one long job.
 
     Attributes:
-        total: items in all, those of earlier runs included.
-        done: items finished, those of earlier runs included.
-        unit: what an item is called.
-        stream: where lines go.
+        total: number of items, including those that earlier runs finished.
+        done: number of finished items, including those of earlier runs.
+        unit: plural name of the items.
+        stream: the terminal or file that lines are written to.
+        say: a function that gets the lines instead of `stream`; never a live line.
     """
 
     total: int
     done: int = 0
     unit: str = "units"
     stream: TextIO = field(default_factory=lambda: sys.stderr)
+    say: Say | None = None
 
     def __post_init__(self) -> None:
         self._start = time.monotonic()
         self._first = self.done
-        self._shown = 0.0
-        self._live = self.stream.isatty()
+        self._live = self.say is None and self.stream.isatty()
+        self._shown = self._start if self.say else -math.inf
+        self._pause_s = _SAY_S if self.say else _LIVE_S if self._live else _LOG_S
 
     def update(self, done: int, text: str = "", *, force: bool = False) -> None:
-        """Show `done` of `total` with a rate-based estimate of what is left, and `text`."""
+        """Shows `done` of `total`, `text` and an estimate of the time left; skips most calls.
+
+        Args:
+            done: number of finished items, including those of earlier runs.
+            text: what else there is to say.
+            force: show it even if the last line was a moment ago.
+        """
         self.done = done
         now = time.monotonic()
-        if not force and now - self._shown < (_LINE_S if self._live else _LOG_S):
+        if not force and now - self._shown < self._pause_s:
             return
         self._shown = now
         share = 100 * done / self.total if self.total else 100.0
         line = f"{done:,}/{self.total:,} {self.unit} ({share:.1f} %)"
         line += f", {text}" if text else ""
         line += f", elapsed {duration(now - self._start)}, left {self._left(now)}"
+        if self.say:
+            self.say(line)
+            return
         self.stream.write(f"\r\x1b[K{line}" if self._live else f"{line}\n")
         self.stream.flush()
+
+    def skip(self) -> None:
+        """Counts one item that an earlier run finished; it does not raise the rate."""
+        self.done += 1
+        self._first += 1
 
     def close(self) -> None:
         """End the live line."""
@@ -63,7 +87,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people read them: 42s, 3m05s, 2h07m, 4d03h."""
+    """Formats seconds for people: 42s, 3m05s, 2h07m, 4d03h."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole}s"

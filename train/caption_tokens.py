@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 from tap_engine.model.text_tokenizer import BpeTokenizer, train_bpe
 from tap_engine.schemas.errors import StoreError
 from tap_engine.schemas.tables import REGIONS, table_uri
+from tap_engine.train.data.lance_table import open_table
 
 
 def learn_tokenizer(
@@ -43,13 +44,7 @@ def learn_tokenizer(
 
 
 def _captions(store: str, split: str, options: Mapping[str, str] | None) -> Iterator[str]:
-    import lance
-
-    uri = table_uri(store, REGIONS)
-    try:
-        table = lance.dataset(uri, storage_options=dict(options or {}) or None)
-    except (ValueError, OSError) as error:
-        raise StoreError(f"no readable table {uri}: {str(error).splitlines()[0]}") from error
+    table = open_table(table_uri(store, REGIONS), options)
     by_split = bool(split) and "split" in table.schema.names
     columns = ["caption", "split"] if by_split else ["caption"]
     for batch in table.to_batches(columns=columns):

@@ -23,6 +23,7 @@ from tap_engine.pipeline.sources.filesystem import base_name
 from tap_engine.schemas.errors import SchemaError, SourceError
 from tap_engine.schemas.filesystem import open_filesystem
 from tap_engine.schemas.keys import MAX_SOURCE_ID
+from tap_engine.schemas.progress import Progress
 from tap_engine.schemas.rejects import Reason
 from tap_engine.schemas.replacing import replacing_in
 
@@ -89,7 +90,7 @@ def stage(uri: str, folder: str, say: Callable[[str], None]) -> Staged:
     regions_uri, images_uri = (f"{folder}/{name}.{part}.arrow" for part in ("regions", "images"))
     if (found := _read_images(images_uri)) is None:
         say(f"reading {uri} ({info.size / 1e6:,.1f} MB) once into {folder}")
-        _write(filesystem, path, uri, regions_uri, images_uri, say)
+        _write(filesystem, path, uri, regions_uri, images_uri, info.size // 1_000_000, say)
         found = _read_images(images_uri)
         assert found is not None
     content = json.loads((found.schema.metadata or {})[_METADATA])
@@ -127,6 +128,7 @@ def _write(
     uri: str,
     regions_uri: str,
     images_uri: str,
+    size_mb: int,
     say: Callable[[str], None],
 ) -> None:
     target, regions_path = open_filesystem(regions_uri)
@@ -136,6 +138,7 @@ def _write(
     images: list[tuple[int | None, int, int, int, str | None]] = []
     with filesystem.open_input_stream(path) as source:
         digesting = _Digesting(source)
+        progress = Progress(size_mb, unit="MB read", say=say)
         with (
             replacing_in(target, regions_path) as partial,
             target.open_output_stream(partial) as sink,
@@ -150,8 +153,8 @@ def _write(
                 if len(rows) >= _BATCH_ROWS:
                     writer.write_batch(_batch(rows))
                     batches, rows = batches + 1, []
-                if len(images) % 10_000 == 0:
-                    say(f"{len(images):,} images, {counts.phrases:,} regions read")
+                done_mb = digesting.read_bytes // 1_000_000
+                progress.update(done_mb, f"{len(images):,} images, {counts.phrases:,} regions")
             writer.write_batch(_batch(rows))
             if not images:
                 raise SchemaError(f"{uri}: expected a list of {{id, regions}}, found no image")
@@ -172,10 +175,12 @@ class _Digesting:
     def __init__(self, stream: pa.NativeFile) -> None:
         self._stream = stream
         self._digest = hashlib.blake2b(digest_size=8)
+        self.read_bytes = 0
 
     def read(self, size: int = -1) -> bytes:
         data = self._stream.read(size)
         self._digest.update(data)
+        self.read_bytes += len(data)
         return data
 
     def hexdigest(self) -> str:

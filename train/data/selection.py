@@ -14,6 +14,7 @@ import numpy as np
 
 from tap_engine.schemas.errors import ConfigError, StoreError
 from tap_engine.schemas.tables import MIXTURE, table_uri
+from tap_engine.train.data.lance_table import open_table
 from tap_engine.train.data.noise import seed_of
 from tap_engine.train.data.order import Index, Order
 from tap_engine.train.data.store_reader import StoreReader
@@ -118,15 +119,8 @@ def planned_rows(
 
 def _planned(mixture: str, options: Mapping[str, str] | None) -> dict[int, Index]:
     # Subset -> sorted image ids; the table's rows come in any order.
-    import lance
-
     uri = table_uri(mixture, MIXTURE)
-    try:
-        table = lance.dataset(uri, storage_options=dict(options or {}) or None)
-    except (ValueError, OSError) as error:
-        raise StoreError(
-            f"no readable plan {uri}: {str(error).splitlines()[0]}. `tap-data mix` makes one"
-        ) from error
+    table = open_table(uri, options, hint="`tap-data mix` makes a plan")
     columns = table.to_table(columns=["subset", "image_id"])
     subsets, ids = columns["subset"].to_numpy(), columns["image_id"].to_numpy()
     if not len(ids):

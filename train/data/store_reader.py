@@ -19,6 +19,7 @@ from tap_engine.schemas.errors import StoreError
 from tap_engine.schemas.keys import ORDINAL_BITS
 from tap_engine.schemas.provenance import METADATA_KEY, Provenance
 from tap_engine.schemas.tables import IMAGES, REGIONS, table_uri
+from tap_engine.train.data.lance_table import open_table
 
 Index = npt.NDArray[np.int64]
 
@@ -294,14 +295,4 @@ class StoreReader:
         return self._tables[name]
 
     def _open(self, name: str, version: int | None) -> Any:
-        import lance
-
-        uri = table_uri(self.uri, name)
-        try:
-            return lance.dataset(uri, version=version, storage_options=self._options or None)
-        except (ValueError, OSError) as error:
-            wanted = "" if version is None else f" at version {version}"
-            raise StoreError(
-                f"no readable table {uri}{wanted}: {str(error).splitlines()[0]}. A store is what "
-                "`tap-data build-semantic --out` made"
-            ) from error
+        return open_table(table_uri(self.uri, name), self._options, version=version)

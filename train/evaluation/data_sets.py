@@ -21,6 +21,7 @@ from tap_engine.schemas.errors import SchemaError, SourceError
 from tap_engine.schemas.keys import unpack_image_id
 from tap_engine.schemas.tables import CONCEPTS, IMAGES, REGIONS, table_uri
 from tap_engine.schemas.truth import OBJECT, Truth
+from tap_engine.train.data.lance_table import open_table
 from tap_engine.train.evaluation.ground_truth import (
     NO_CATEGORY,
     Category,
@@ -88,12 +89,12 @@ def from_store(
         storage_options: for object stores, as Lance takes them.
 
     Raises:
-        SourceError: no such store, or none of its images is wanted.
+        StoreError: no such store.
+        SourceError: none of its images is wanted.
         SchemaError: the truth table names what the store's vocabulary lacks, or image numbers that
             several sources of the store have.
     """
-    options = dict(storage_options or {}) or None
-    images = _table(store, IMAGES, options)
+    images = open_table(table_uri(store, IMAGES), storage_options)
     listed = images.to_table(["image_id", "width", "height", "file_name"]).to_pydict()
     records = {
         image_id: TruthImage(image_id=image_id, size_hw=(height, width), file_name=name)
@@ -106,7 +107,7 @@ def from_store(
     rows = {image_id: row for row, image_id in enumerate(listed["image_id"]) if image_id in records}
     if not records:
         raise SourceError(f"{store}: none of the wanted images is in this store")
-    regions, categories = _stored_regions(store, options, records, truth_table)
+    regions, categories = _stored_regions(store, storage_options, records, truth_table)
     truth = GroundTruth(store.rstrip("/").rsplit("/", 1)[-1], records, categories, regions)
 
     def pixels(image_id: int) -> Rgb:
@@ -132,14 +133,15 @@ def _numbered(
 
 def _stored_regions(
     store: str,
-    options: dict[str, str] | None,
+    options: Mapping[str, str] | None,
     records: Mapping[int, TruthImage],
     truth_table: str | None,
 ) -> tuple[pa.Table, dict[int, Category]]:
-    rows = _rows_of(_table(store, REGIONS, options), records)
+    rows = _rows_of(open_table(table_uri(store, REGIONS), options), records)
     if truth_table is None:
         return region_table(_region_rows(rows, {})), {}
-    names = _table(store, CONCEPTS, options).to_table(["concept_id", "name"]).to_pydict()
+    concepts = open_table(table_uri(store, CONCEPTS), options)
+    names = concepts.to_table(["concept_id", "name"]).to_pydict()
     # Category ids start at 1, as in COCO: 0 is "no category".
     category_ids = {
         name: concept_id + 1
@@ -199,14 +201,6 @@ def _region_rows(
             "rle": row["rle"],
             "captions": None if caption is None else [caption],
         }
-
-
-def _table(store: str, name: str, options: dict[str, str] | None) -> lance.LanceDataset:
-    uri = table_uri(store, name)
-    try:
-        return lance.dataset(uri, storage_options=options)
-    except (ValueError, OSError) as error:
-        raise SourceError(f"{uri}: cannot be opened: {error}") from error
 
 
 def _decoded(content: bytes, record: TruthImage, where: str) -> Rgb:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from tap_engine.schemas.progress import Progress
 from tap_engine.schemas.provenance import Provenance, software
 from tap_engine.train.evaluation.predictions import (
     CAPTIONS,
@@ -34,8 +35,6 @@ SCHEMAS: Mapping[str, pa.Schema] = {
     PROMPTING: PROMPTED,
 }
 """Task -> layout of its prediction folder, which has the task's name."""
-
-REPORT_S = 10.0
 
 PredictRows = Callable[[int], pa.RecordBatch]
 
@@ -100,7 +99,8 @@ def run(
         SourceError: an image is missing or cannot be read; what is done stays done.
     """
     mine = image_ids[share.rank :: share.world]
-    started = reported = time.monotonic()
+    started = time.monotonic()
+    report = Progress(len(mine), unit="images", say=progress)
     predicted = before = 0
     with ExitStack() as stack:
         writers = {task.name: stack.enter_context(_writer(task, share)) for task in tasks}
@@ -108,14 +108,13 @@ def run(
             todo = [task for task in tasks if image_id not in writers[task.name].done]
             if not todo:
                 before += 1
+                report.skip()
                 continue
             set_image(image_id)
             for task in todo:
                 writers[task.name].add(image_id, task.rows(image_id))
             predicted += 1
-            if time.monotonic() - reported > REPORT_S:
-                reported = time.monotonic()
-                progress(_progress_line(place, len(mine), predicted, reported - started))
+            report.update(place)
     return PredictionSummary(predicted, before, time.monotonic() - started)
 
 
@@ -142,9 +141,3 @@ def _writer(task: Task, share: ImageShare) -> PredictionWriter:
     provenance = Provenance({"task": task.name, **task.settings}, software())
     path = folder_of(share.out, task.name)
     return PredictionWriter(path, SCHEMAS[task.name], provenance, rank=share.rank)
-
-
-def _progress_line(place: int, total: int, predicted: int, spent_s: float) -> str:
-    rate = predicted / spent_s
-    left = (total - place) / rate
-    return f"{place:,} of {total:,} images, {rate:.2f} images/s, {left / 60:.0f} min left"

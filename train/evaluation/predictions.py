@@ -21,6 +21,7 @@ from tap_engine.schemas import rle as rles
 from tap_engine.schemas.errors import SchemaError, SourceError
 from tap_engine.schemas.filesystem import open_filesystem
 from tap_engine.schemas.provenance import METADATA_KEY, Provenance
+from tap_engine.train.data.lance_table import open_table
 from tap_engine.train.evaluation.ground_truth import stream_json
 
 INSTANCES = pa.schema(
@@ -223,9 +224,7 @@ def read_predictions(
         yield from _json_batches(path, schema, sizes or {})
         return
     if path.rstrip("/").endswith(".lance"):
-        import lance
-
-        batches = lance.dataset(path).to_batches()
+        batches = open_table(path, hint="expected predictions as a Lance table").to_batches()
     else:
         filesystem, inner = open_filesystem(path)
         kind = filesystem.get_file_info(inner).type

@@ -7,7 +7,6 @@ by category, and faster-coco-eval, a C++ form of the official scorer, sees one c
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from faster_coco_eval.core import mask as mask_api
 
 from tap_engine.schemas.errors import SchemaError
+from tap_engine.schemas.progress import Progress
 from tap_engine.train.evaluation.ground_truth import GroundTruth
 from tap_engine.train.evaluation.predictions import INSTANCES
 
@@ -90,12 +90,10 @@ def score_detections(
         kept = _limit_per_image(spill, LVIS_MAX_DETECTIONS) if lvis else None
         progress(f"{spill.rows:,} predictions read")
         tables = _CategoryTables(truth, lvis)
-        since = time.monotonic()
+        report = Progress(len(truth.categories), unit="categories", say=progress)
         for done, (category_id, rows) in enumerate(spill.by_category(kept), start=1):
             tables.add(category_id, _evaluate(truth, category_id, rows, kind, lvis))
-            if time.monotonic() - since > 10:
-                progress(f"{done:,} of {len(truth.categories):,} categories scored")
-                since = time.monotonic()
+            report.update(done)
     scored = spill.rows if kept is None else int(kept.sum())
     return DetectionScores(
         metrics=tables.metrics(),

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tap_engine.pipeline.store import Store
-from tap_engine.schemas.errors import SchemaError, SourceError
+from tap_engine.schemas.errors import SchemaError, SourceError, StoreError
 from tap_engine.schemas.keys import pack_image_id, region_key
 from tap_engine.schemas.provenance import Provenance
 from tap_engine.schemas.tables import (
@@ -122,7 +122,7 @@ def test_a_split_is_image_numbers_of_the_source(store: str) -> None:
     first = from_store(store, first=2).truth
     assert list(first.images) == [pack_image_id("sample", 1), pack_image_id("sample", 2)]
     assert first.regions.num_rows == 10
-    with pytest.raises(SourceError, match="cannot be opened"):
+    with pytest.raises(StoreError, match="no readable table"):
         from_store(store + "-other")
 
 
