@@ -21,7 +21,7 @@ def main() -> int:
         try:
             verdicts = run_check(Fixture(path))
         except Exception as error:  # whatever stops a check is a failed check
-            print(f"FAIL {path.stem}: {error}")
+            print(f"FAIL {path.stem}: {type(error).__name__}: {error}")
             failed += 1
             continue
         for verdict in verdicts:

@@ -1,9 +1,12 @@
 """Every module reproduces the official implementation's numbers, and no near miss passes."""
 
 import json
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tap_engine.model.config import PRESETS
 from tap_engine.model.prompt_encoder import PromptEncoder
@@ -33,6 +36,44 @@ def test_the_command_says_what_failed(tmp_path, monkeypatch, capsys) -> None:
     assert "FAIL 02_prompt_encoder      out/img_pos" in out and "2 failed" in out
     (tmp_path / "02_prompt_encoder.safetensors").write_bytes(b"damaged")
     assert golden_command.main() == 1
+
+
+def copy_without(folder: Path, stem: str, left_out: Callable[[str], bool]) -> Fixture:
+    """A fixture of the same form with fewer tensors."""
+    tensors = load_file(GOLDEN / f"{stem}.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if not left_out(name)}
+    assert len(kept) < len(tensors)
+    save_file(kept, folder / "other.safetensors")
+    (folder / "other.json").write_text((GOLDEN / f"{stem}.json").read_text())
+    return Fixture(folder / "other.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("stem", "fewer"), [("01_image_encoder", 4), ("04_concept_projector", 2), ("07_end_to_end", 6)]
+)
+def test_tensors_for_debugging_may_be_absent(tmp_path, stem, fewer) -> None:
+    def for_debugging(name: str) -> bool:
+        return name.startswith(("mid/", "derived/")) or name.endswith("_scaled")
+
+    whole = run_check(Fixture(GOLDEN / f"{stem}.safetensors"))
+    verdicts = run_check(copy_without(tmp_path, stem, for_debugging))
+    assert len(verdicts) == len(whole) - fewer
+    assert [v for v in verdicts if not v.passed] == []
+
+
+def test_weights_may_lack_only_the_number_of_batches(tmp_path) -> None:
+    verdicts = run_check(
+        copy_without(tmp_path, "01_image_encoder", lambda name: name.endswith("batches_tracked"))
+    )
+    assert verdicts and all(v.passed for v in verdicts)
+    with pytest.raises(ValueError, match="weights missing"):
+        run_check(copy_without(tmp_path, "01_image_encoder", lambda name: "running_mean" in name))
+
+
+def test_an_expected_tensor_that_nothing_compares_is_said(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(CHECKS, "02_prompt_encoder", lambda f: iter([None]))
+    with pytest.raises(ValueError, match="nothing compares out/grid"):
+        run_check(Fixture(GOLDEN / "02_prompt_encoder.safetensors"))
 
 
 def test_every_fixture_has_a_check() -> None:
