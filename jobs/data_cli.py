@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tap_engine.jobs import caption_commands, sample_commands
+from tap_engine.jobs import caption_commands, chat_commands, sample_commands
 from tap_engine.jobs.output import (
     FAILED,
     NOT_VALID,
@@ -346,6 +346,7 @@ def _store(uri: str, options: list[str] | None) -> "Store":
 
 caption_commands.register(app)
 sample_commands.register(app)
+chat_commands.register_data(app)
 
 
 def main() -> None:
