@@ -40,7 +40,7 @@ run tap-train measure demo/tuned --store demo/held-out --truth demo/scenes/truth
     --picture demo/prediction.png
 
 say "6. Ask the shipped model about one scene: three boxes and a point"
-run tap-train predict demo/scenes/visual_genome/VG_100K/30000004.jpg --model sample \
+run tap predict demo/scenes/visual_genome/VG_100K/30000004.jpg --model sample \
     --box 150,108,209,160 --box 6,125,83,183 --box 21,164,80,224 --point 218,148 --out demo/one.png
 
 say "Done. Look at demo/store.png, demo/prediction.png and demo/one.png"

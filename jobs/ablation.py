@@ -138,7 +138,7 @@ def run_ablation(request: AblationRequest, say: Callable[[str], None]) -> list[S
             data=DataChoice(name=SAMPLE, references="region", limit=request.limit),
             out=str(folder / "eval"),
             device=config.train.device,
-            precision="float32",
+            precision="fp32",
             chunk=64,
             crop_fill="keep",
             model=str(folder / "run"),

@@ -11,6 +11,7 @@ from tap_engine.jobs.output import (
     FAILED,
     NOT_VALID,
     REJECTS_ABOVE_LIMIT,
+    add_version,
     command_errors,
     parse_pairs,
 )
@@ -29,9 +30,7 @@ MAX_KEY = (1 << 63) - 1
 """Keys are int64 (schemas/keys.py; not imported here, so that --help stays instant)."""
 
 
-@app.callback()
-def _main() -> None:
-    pass
+add_version(app)
 
 
 @app.command("build-semantic")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tap_engine.jobs.output import command_errors
+from tap_engine.jobs.output import EVALUATE, command_errors
 
 if TYPE_CHECKING:
     from tap_engine.train.evaluation.report import Score
@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `tap-train`."""
-    app.command("eval")(evaluate)
-    app.command("ablate")(ablate)
-    app.command("score")(score)
-    app.command("report")(report)
+    for name, command in (
+        ("eval", evaluate),
+        ("score", score),
+        ("report", report),
+        ("ablate", ablate),
+    ):
+        app.command(name, rich_help_panel=EVALUATE)(command)
 
 
 def evaluate(
@@ -65,7 +68,7 @@ def evaluate(
     ] = "keep",
     limit: Annotated[int, typer.Option(help="Only the first images; 0 for all.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16.")] = "float32",
+    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")] = "fp32",
     chunk: Annotated[int, typer.Option(help="Prompts decoded at a time; bounds memory.")] = 64,
     name: Annotated[str | None, typer.Option(help="What the row is called.")] = None,
     data_name: Annotated[

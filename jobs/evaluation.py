@@ -5,16 +5,16 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, get_args
-
-import torch
+from typing import Any
 
 from tap_engine.jobs.eval_data import DataChoice, evaluation_set
 from tap_engine.jobs.sample_eval import SAMPLE
 from tap_engine.model.checkpoint import checkpoint_file
 from tap_engine.model.concepts import ConceptTable
-from tap_engine.model.predictor import Precision, Tap
+from tap_engine.model.device import resolve_device
+from tap_engine.model.predictor import Tap
 from tap_engine.schemas.errors import ConfigError
+from tap_engine.schemas.precision import check_precision
 from tap_engine.schemas.progress import Say
 from tap_engine.schemas.vocabulary import readable_names
 from tap_engine.train.checkpoint import model_folder
@@ -74,10 +74,7 @@ def run_evaluation(request: EvalRequest, say: Say) -> list[Score]:
     """
     if (request.model is None) == (request.crops_with is None):
         raise ConfigError("give --model, or --crops-with for the teacher's own crops; not both")
-    if request.precision not in get_args(Precision):
-        raise ConfigError(
-            f"precision: expected one of {list(get_args(Precision))}, got {request.precision!r}"
-        )
+    check_precision(request.precision, "--precision")
     if unknown := set(request.tasks) - evaluate.SCHEMAS.keys():
         raise ConfigError(f"unknown task {min(unknown)!r}; there are {', '.join(evaluate.SCHEMAS)}")
     share = ImageShare(
@@ -122,7 +119,7 @@ def _planned(
             f"task {impossible[0]!r} needs data that {data.truth.name} does not have; possible: "
             f"{', '.join(possible) or 'none'}"
         )
-    device = _device(request.device)
+    device = str(resolve_device(request.device))
     if request.crops_with is not None:
         return _planned_crops(request, data, names, device)
     assert request.model is not None
@@ -190,12 +187,9 @@ def _class_names(request: EvalRequest, truth: GroundTruth, tap: Tap, device: str
             return table  # official files name classes in their own way, in category order
         return table.subset(names)
     if request.teacher is not None:
-        from tap_engine.pipeline.concepts import SOURCE_TEMPLATES, embed_concepts
-        from tap_engine.pipeline.teacher import Teacher, TeacherConfig
+        from tap_engine.jobs.teacher_names import embed_names
 
-        teacher = Teacher(TeacherConfig(name=request.teacher, device=device))
-        embedded = embed_concepts(teacher, names, SOURCE_TEMPLATES)
-        return ConceptTable(names, embedded, teacher.info.logit_scale)
+        return embed_names(names, request.teacher, device)
     if tap.concepts is None:
         raise ConfigError(
             "the checkpoint has no concepts.safetensors: give --concepts with the class names, or "
@@ -227,13 +221,6 @@ def _scored(
     found = score(config, truth, evaluate.folder_of(request.out, task.name), say)
     found = replace(found, made={**found.made, "settings": dict(task.settings)})
     return found
-
-
-def _device(device: str) -> str:
-    """`auto` is CUDA where there is one; under torchrun, this rank's."""
-    if device != "auto":
-        return device
-    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def _sha256(path: Path) -> str:

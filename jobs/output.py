@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,29 @@ FAILED = 1
 REJECTS_ABOVE_LIMIT = 3
 NOT_VALID = 4
 INTERRUPTED = 130
+
+TRAIN, EVALUATE, PUBLISH = "Train", "Evaluate", "Publish"
+"""Panels of `tap-train --help`."""
+
+
+def add_version(app: typer.Typer) -> None:
+    """Give a program `--version`; with it, a program of one command still names that command."""
+
+    def show(wanted: bool) -> None:
+        if wanted:
+            from tap_engine import __version__
+
+            typer.echo(f"tap-engine {__version__}")
+            raise typer.Exit
+
+    @app.callback()
+    def options(
+        version: Annotated[
+            bool,
+            typer.Option("--version", help="Print the version.", callback=show, is_eager=True),
+        ] = False,
+    ) -> None:
+        pass
 
 
 @contextmanager

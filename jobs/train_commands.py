@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tap_engine.jobs.output import command_errors
+from tap_engine.jobs.output import EVALUATE, PUBLISH, TRAIN, command_errors
 
 if TYPE_CHECKING:
     from tap_engine.train.config import TrainConfig
@@ -22,12 +22,12 @@ TruthOption = Annotated[
 
 def register(app: typer.Typer) -> None:
     """Adds the commands to `tap-train`."""
-    app.command("run")(run)
-    app.command("recipes")(recipes)
-    app.command("measure")(measure)
-    app.command("export")(export)
-    app.command("gate")(gate)
-    app.command("tokenizer")(tokenizer)
+    app.command("run", rich_help_panel=TRAIN)(run)
+    app.command("recipes", rich_help_panel=TRAIN)(recipes)
+    app.command("tokenizer", rich_help_panel=TRAIN)(tokenizer)
+    app.command("gate", rich_help_panel=TRAIN)(gate)
+    app.command("measure", rich_help_panel=EVALUATE)(measure)
+    app.command("export", rich_help_panel=PUBLISH)(export)
 
 
 def run(
@@ -135,7 +135,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="Folder to write.")],
     half: Annotated[bool, typer.Option(help="Parameters in float16: half the size.")] = False,
 ) -> None:
-    """The model alone, ready for `tap-train predict` and `Tap.from_pretrained`."""
+    """The model alone, ready for `tap predict` and `Tap.from_pretrained`."""
     with command_errors():
         from tap_engine.train.checkpoint import export_model
 

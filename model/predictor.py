@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,14 +20,19 @@ from torch import Tensor
 from tap_engine.model import checkpoint, concepts, text_tokenizer
 from tap_engine.model.concept_projector import concept_entropy, concept_log_probs, top_concepts
 from tap_engine.model.concepts import ConceptTable
+from tap_engine.model.device import dtype_of, resolve_device
+from tap_engine.model.image_decoder import RegionOutput
 from tap_engine.model.image_input import FittedImage, fit_image, to_rgb
 from tap_engine.model.prompts import make_prompts
 from tap_engine.model.tap import TapModel, route
 from tap_engine.model.text_decoder import caption_lengths
 from tap_engine.model.text_tokenizer import TextTokenizer
 from tap_engine.schemas.errors import CheckpointError, ConfigError
+from tap_engine.schemas.precision import Precision
 
-Precision = Literal["float32", "bfloat16", "float16"]
+UPSAMPLED = 16
+"""Masks brought to the image's size at a time: 64 prompts of 4 masks on an SA-1B image would be
+3.5 GB of float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +82,52 @@ class EmbeddedImage:
     embedding: Tensor
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Candidates:
+    """The model's whole answer to P prompts: four candidates for each. `Region` is a view of it.
+
+    Attributes:
+        image: what was asked about.
+        raw: the decoder's output, [1, P, 4, ...], on the model's device, in its precision.
+        chosen: [P] int64, the candidate that routing takes: 0 for boxes, 1 to 3 for points.
+    """
+
+    image: EmbeddedImage
+    raw: RegionOutput
+    chosen: Tensor
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @property
+    def mask_logits(self) -> Tensor:
+        """[P, 4, S/4, S/4] over the model's canvas; above 0 is inside. See `Tap.masks`."""
+        return self.raw.mask_logits[0]
+
+    @property
+    def iou(self) -> Tensor:
+        """[P, 4] float32, the model's estimate of each mask's IoU, not squashed."""
+        return self.raw.iou_pred[0].float()
+
+    @property
+    def sem_embeds(self) -> Tensor:
+        """[P, 4, E] float32 visual embeddings in the teacher's space, not normalised."""
+        return self.raw.sem_embeds[0].float()
+
+    def routed(self) -> RegionOutput:
+        """The chosen candidate of each prompt, [1, P, ...]."""
+        return self.raw.select(self.chosen.unsqueeze(0))
+
+
 class Tap:
-    """A model with what is needed to speak: concepts and tokenizer.
+    """TAP for inference: takes an image and prompts, returns masks, names and captions.
 
     Args:
         model: the network; moved nowhere, so put it on its device first.
         concept_table: names to predict; may be set later.
         tokenizer: for captions; None for none.
-        precision: of the arithmetic, by autocast. Weights stay float32, and so do positions,
-            concept probabilities and everything that is returned.
+        precision: of the arithmetic, by autocast: auto, fp32, fp16 or bf16. Weights stay float32,
+            and so do positions, concept probabilities and everything that is returned.
         prompts_per_chunk: prompts decoded at a time; bounds memory, about 20 MB each in float32 at
             1024 px, more for images over 4 megapixels.
     """
@@ -96,7 +138,7 @@ class Tap:
         *,
         concept_table: ConceptTable | None = None,
         tokenizer: TextTokenizer | None = None,
-        precision: Precision = "float32",
+        precision: Precision = "fp32",
         prompts_per_chunk: int = 32,
     ) -> None:
         if prompts_per_chunk < 1:
@@ -109,7 +151,7 @@ class Tap:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.prompts_per_chunk = prompts_per_chunk
-        self._dtype = getattr(torch, precision)
+        self._dtype = dtype_of(precision, model.pixel_mean.device, "precision")
         self._image: EmbeddedImage | None = None
         self._known: ConceptTable | None = None
         self._concepts: ConceptTable | None = None
@@ -122,18 +164,19 @@ class Tap:
         cls,
         path: str | Path,
         *,
-        device: str | torch.device = "cpu",
-        precision: Precision = "float32",
+        device: str | torch.device = "auto",
+        precision: Precision = "fp32",
     ) -> "Tap":
         """The model of a checkpoint folder with the concepts and the tokenizer beside it.
 
         Args:
             path: the folder, its .safetensors file, or "sample" for the tiny model that comes with
                 the package.
-            device: where to compute.
+            device: where to compute: auto, cpu, cuda, cuda:1.
             precision: see the class.
 
         Raises:
+            ConfigError: no such device or precision.
             CheckpointError: missing, damaged, or the tokenizer is not the one it was trained with.
         """
         file = checkpoint.checkpoint_file(path)
@@ -148,7 +191,7 @@ class Tap:
                     f"{folder}: trained with tokenizer {card.tokenizer}, found "
                     f"{tokenizer.fingerprint}; captions would be nonsense"
                 )
-        model = checkpoint.load_model(file, device)
+        model = checkpoint.load_model(file, resolve_device(device, "device"))
         return cls(model, concept_table=table, tokenizer=tokenizer, precision=precision)
 
     def set_concepts(self, table_or_names: ConceptTable | Iterable[str]) -> None:
@@ -232,49 +275,101 @@ class Tap:
             ConfigError: no image, no prompt, or a prompt that cannot be meant (off the image, no
                 area, not a number); see `prompts.make_prompts`.
         """
-        image = image or self._image
-        if image is None:
-            raise ConfigError("no image: call set_image first")
         prompts = make_prompts(
-            image.fitted.image_hw,
+            self._current(image).fitted.image_hw,
             boxes=boxes,
             points=points,
             point_labels=point_labels,
             mask=mask,
         )
-        regions: list[Region] = []
-        for start in range(0, len(prompts), self.prompts_per_chunk):
-            chunk = slice(start, start + self.prompts_per_chunk)
-            xy = torch.from_numpy(prompts.points[chunk] * np.float32(image.fitted.scale))
-            labels = torch.from_numpy(prompts.labels[chunk])
-            with self.inference():
-                regions += self._decode(image, xy, labels, top_k, captions)
-        return regions
+        return [
+            region
+            for found in self.candidates(prompts.points, prompts.labels, image=image)
+            for region in self._regions(found, top_k, captions)
+        ]
 
-    def _decode(
-        self, image: EmbeddedImage, points: Tensor, labels: Tensor, top_k: int, captions: bool
-    ) -> list[Region]:
+    def candidates(
+        self,
+        points: npt.NDArray[np.float32],
+        labels: npt.NDArray[np.int64],
+        *,
+        image: EmbeddedImage | None = None,
+        chunk: int | None = None,
+    ) -> Iterator[Candidates]:
+        """The raw answers: all four masks, IoU estimates and embeddings of each prompt.
+
+        Prompts are neither clipped nor checked; `prompts.make_prompts` makes them of boxes, points
+        and masks.
+
+        Args:
+            points: [P, K, 2] (x, y) px of the image; a box is its two corners.
+            labels: [P, K] of `prompt_encoder.Label`.
+            image: of `set_image`; the last one by default.
+            chunk: prompts decoded at a time; `prompts_per_chunk` by default.
+
+        Yields:
+            Answers to `chunk` prompts each, in order; nothing without prompts.
+
+        Raises:
+            ConfigError: no image.
+        """
+        image = self._current(image)
+        chunk = chunk or self.prompts_per_chunk
         device = image.embedding.device
-        labels = labels.unsqueeze(0).to(device)
-        out = self.model.decode(image.embedding, points.unsqueeze(0).to(device), labels)
-        candidate = route(out.iou_pred, labels)
-        chosen = out.select(candidate)
+        for start in range(0, len(points), chunk):
+            part = slice(start, start + chunk)
+            xy = torch.from_numpy(points[part] * np.float32(image.fitted.scale))
+            given = torch.from_numpy(labels[part]).unsqueeze(0).to(device)
+            with self.inference():
+                raw = self.model.decode(image.embedding, xy.unsqueeze(0).to(device), given)
+                chosen = route(raw.iou_pred, given)[0]
+            yield Candidates(image, raw, chosen)
+
+    def masks(self, mask_logits: Tensor, image: EmbeddedImage) -> npt.NDArray[np.bool_]:
+        """Masks at the image's own size.
+
+        Args:
+            mask_logits: [..., S/4, S/4], of `Candidates`.
+            image: the one they are of.
+
+        Returns:
+            [..., H, W] bool.
+        """
         fitted = image.fitted
-        masks = self.model.full_size_logits(
-            chosen.mask_logits[0].float(), fitted.content_hw, fitted.image_hw
-        )
-        sem_tokens, sem_embeds = chosen.sem_tokens[0], chosen.sem_embeds[0].float()
-        said = self.model.caption_tokens(chosen)[0]
-        texts = self.write_captions(said) if captions else [None] * len(said)
-        names, entropies = self._names(sem_embeds, top_k)
+        masks = np.empty((*mask_logits.shape[:-2], *fitted.image_hw), np.bool_)
+        flat = masks.reshape(-1, *fitted.image_hw)
+        logits = mask_logits.float().reshape(-1, *mask_logits.shape[-2:])
+        for start in range(0, len(logits), UPSAMPLED):
+            part = slice(start, start + UPSAMPLED)
+            with self.inference():
+                full = self.model.full_size_logits(logits[part], fitted.content_hw, fitted.image_hw)
+            flat[part] = (full > 0).cpu().numpy()
+        return masks
+
+    def captions(self, routed: RegionOutput) -> list[str | None]:
+        """Greedy captions of the chosen candidates, [1, P, ...]; None each without a tokenizer."""
+        with self.inference():
+            return self._write(self.model.caption_tokens(routed)[0])
+
+    def _current(self, image: EmbeddedImage | None) -> EmbeddedImage:
+        image = image or self._image
+        if image is None:
+            raise ConfigError("no image: call set_image first")
+        return image
+
+    def _regions(self, found: Candidates, top_k: int, captions: bool) -> list[Region]:
+        routed = found.routed()
+        sem_embeds = routed.sem_embeds[0].float()
+        with self.inference():
+            names, entropies = self._names(sem_embeds, top_k)
         parts = zip(
-            (masks > 0).cpu().numpy(),
-            chosen.iou_pred[0].float().tolist(),
-            candidate[0].tolist(),
+            self.masks(routed.mask_logits[0], found.image),
+            routed.iou_pred[0].float().tolist(),
+            found.chosen.tolist(),
             names,
             entropies,
-            texts,
-            sem_tokens.float().cpu().numpy(),
+            self.captions(routed) if captions else [None] * len(found),
+            routed.sem_tokens[0].float().cpu().numpy(),
             sem_embeds.cpu().numpy(),
             strict=True,
         )
@@ -293,8 +388,7 @@ class Tap:
         ]
         return named, concept_entropy(log_probs).tolist()
 
-    def write_captions(self, tokens: Tensor) -> list[str | None]:
-        """Greedy captions of [N, D] `TapModel.caption_tokens`; None each without a tokenizer."""
+    def _write(self, tokens: Tensor) -> list[str | None]:
         if self.tokenizer is None:
             return [None] * len(tokens)
         bos_id, eos_id = self.tokenizer.bos_id, self.tokenizer.eos_id

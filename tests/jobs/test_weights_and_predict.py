@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from tap_engine.jobs.train_cli import main
+from tap_engine.jobs import tap_cli, train_cli
 from tap_engine.model.checkpoint import ModelCard, read_card, save_model
 from tap_engine.model.concepts import ConceptTable
 from tap_engine.model.config import PRESETS, DecoderConfig
@@ -25,6 +25,7 @@ from tests.scenes import write_tiny_clip
 
 
 def run(*arguments: object):
+    main = tap_cli.main if arguments[0] == "predict" else train_cli.main
     return CliRunner().invoke(main, [str(a) for a in arguments])
 
 
@@ -110,8 +111,8 @@ def test_predict_with_names_that_a_teacher_embeds(folder, tmp_path) -> None:
         (["--box", "1,2,30,40", "--concepts", "sky,bird"], "'bird'"),
         (["--box", "1,2,30,40", "--teacher", "sample"], "give both"),
         (["--box", "1,2,30,40", "--out", "a.xyz"], "expected a picture's ending"),
-        (["--box", "1,2,30,40", "--precision", "int8"], "expected one of"),
-        (["--box", "1,2,30,40", "--device", "gpu"], "expected cpu, cuda or cuda:N"),
+        (["--box", "1,2,30,40", "--precision", "int8"], "expected one of auto, fp32, fp16, bf16"),
+        (["--box", "1,2,30,40", "--device", "gpu"], "expected auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_predict_says_what_is_wrong(folder, options, message) -> None:

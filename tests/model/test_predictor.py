@@ -135,7 +135,7 @@ def test_a_foreign_tokenizer_is_refused(folder, tmp_path) -> None:
 
 
 def test_half_precision_gives_the_same_masks(folder, tap) -> None:
-    half = Tap.from_pretrained(folder, precision="bfloat16")
+    half = Tap.from_pretrained(folder, precision="bf16")
     half.set_image(RGB)
     for one, other in zip(tap.predict(boxes=BOXES), half.predict(boxes=BOXES), strict=True):
         assert (one.mask == other.mask).mean() > 0.95
@@ -171,7 +171,36 @@ def test_agrees_with_the_official_pipeline() -> None:
 @pytest.mark.gpu
 def test_on_a_gpu(folder, tap) -> None:
     requires_gpu()
-    fast = Tap.from_pretrained(folder, device="cuda", precision="bfloat16")
+    fast = Tap.from_pretrained(folder, device="cuda", precision="bf16")
     fast.set_image(RGB)
     for one, other in zip(tap.predict(boxes=BOXES), fast.predict(boxes=BOXES), strict=True):
         assert (one.mask == other.mask).mean() > 0.95
+
+
+def test_raw_candidates_are_what_regions_are_made_of(tap) -> None:
+    corners = np.array(BOXES, np.float32).reshape(3, 2, 2)
+    parts = list(tap.candidates(corners, np.full((3, 2), (2, 3)), chunk=2))
+    assert [len(part) for part in parts] == [2, 1]
+    regions = tap.predict(boxes=BOXES)
+    for found, told in zip(parts, (regions[:2], regions[2:]), strict=True):
+        assert found.mask_logits.shape[:2] == found.iou.shape == (len(told), 4)
+        masks = tap.masks(found.mask_logits, found.image)
+        for row, region in enumerate(told):
+            np.testing.assert_array_equal(masks[row, 0], region.mask)
+            np.testing.assert_allclose(found.sem_embeds[row, 0], region.sem_embed, atol=1e-5)
+            assert found.iou[row, found.chosen[row]] == pytest.approx(region.iou, abs=1e-5)
+    assert not torch.is_inference_mode_enabled(), "a generator must not leave its mode behind"
+    with pytest.raises(ConfigError, match="call set_image first"):
+        next(Tap(small_model()).candidates(corners, np.full((3, 2), (2, 3))))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "float16"}, "expected one of auto, fp32, fp16, bf16"),
+        ({"device": "gpu"}, "expected auto, cpu, cuda or cuda:N"),
+    ],
+)
+def test_one_vocabulary_of_devices_and_precisions(folder, options, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Tap.from_pretrained(folder, **options)

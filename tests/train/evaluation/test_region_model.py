@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from tap_engine.model import predictor
 from tap_engine.model.predictor import Tap
 from tap_engine.schemas.errors import ConfigError
-from tap_engine.train.evaluation import region_model
 from tap_engine.train.evaluation.region_model import TapRegions, Wanted, box_prompts
 from tests.model.small import small_model
 from tests.train.evaluation.eval_world import small_tap
@@ -39,7 +39,7 @@ def test_it_says_what_the_predictor_says(tap: Tap) -> None:
 def test_points_are_routed_and_all_candidates_can_be_had(
     tap: Tap, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(region_model, "UPSAMPLED", 3)
+    monkeypatch.setattr(predictor, "UPSAMPLED", 3)
     model = TapRegions(tap)
     model.set_image(RGB)
     points = np.array([[[20, 30], [0, 0]], [[90, 60], [0, 0]]], np.float32)

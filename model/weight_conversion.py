@@ -57,7 +57,7 @@ def _keep_model(weights: dict[str, Tensor], source: Path, target: Path) -> Itera
     yield f"wrote {written}"
     yield (
         f"next: tap-train convert-weights CONCEPTS.pkl {written.parent}; put the released "
-        f"tokenizer.model into {written.parent}; tap-train predict IMAGE --model {written.parent}"
+        f"tokenizer.model into {written.parent}; tap predict IMAGE --model {written.parent}"
     )
 
 

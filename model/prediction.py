@@ -1,24 +1,28 @@
-"""What `tap-train predict` does: prompts as text in, a picture and json out."""
+"""What `tap predict` does: prompts as text in, a picture and json out."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image
 
 from tap_engine.model.concepts import ConceptTable
+from tap_engine.model.device import resolve_device
 from tap_engine.model.image_input import Rgb, open_image, open_mask
 from tap_engine.model.picture import describe, draw_regions
-from tap_engine.model.predictor import Precision, Region, Tap
+from tap_engine.model.predictor import Region, Tap
 from tap_engine.model.prompt_encoder import Label
 from tap_engine.schemas import rle
 from tap_engine.schemas.errors import ConfigError
+from tap_engine.schemas.precision import check_precision
 from tap_engine.schemas.vocabulary import load_vocabulary
+
+EmbedNames = Callable[[tuple[str, ...], str], ConceptTable]
+"""Names and a teacher's name -> their text embeddings. The teacher is the data engine's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,16 +43,17 @@ class PredictRequest:
     precision: str
 
 
-def run_prediction(request: PredictRequest) -> Iterator[str]:
+def run_prediction(request: PredictRequest, embed: EmbedNames) -> Iterator[str]:
     """Predicts, writes picture and json, yields the lines to print.
+
+    Args:
+        request: what to predict.
+        embed: embeds `request.concepts` with `request.teacher`; called only where both are given.
 
     Raises:
         TapError: no prompt, a prompt that cannot be read, no image, no checkpoint.
     """
-    if request.precision not in get_args(Precision):
-        raise ConfigError(
-            f"precision: expected one of {list(get_args(Precision))}, got {request.precision!r}"
-        )
+    check_precision(request.precision, "--precision")
     boxes = [_parse_numbers(text, "box", (4,)) for text in request.boxes]
     points = [_parse_points(text) for text in request.points]
     if not boxes and not points and not request.masks:
@@ -56,12 +61,12 @@ def run_prediction(request: PredictRequest) -> Iterator[str]:
     rgb = open_image(request.image)
     tap = Tap.from_pretrained(
         request.model,
-        device=_device(request.device),
+        device=resolve_device(request.device),
         precision=request.precision,  # type: ignore[arg-type]
     )
     if request.concepts is not None:
         names = _concept_names(request.concepts)
-        tap.set_concepts(names if request.teacher is None else _embed(names, request.teacher))
+        tap.set_concepts(names if request.teacher is None else embed(names, request.teacher))
     elif request.teacher is not None:
         raise ConfigError("--teacher embeds the names of --concepts: give both")
     tap.set_image(rgb)
@@ -97,16 +102,6 @@ def run_prediction(request: PredictRequest) -> Iterator[str]:
     yield f"wrote {out}"
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"--device {name!r}: expected cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device {name!r}: torch sees no CUDA device here; use cpu")
-    return device
-
-
 def _as_json(prompt: dict[str, Any], region: Region) -> dict[str, Any]:
     mask: npt.NDArray[np.bool_] = region.mask
     size = (mask.shape[0], mask.shape[1])
@@ -138,16 +133,6 @@ def _concept_names(text: str) -> tuple[str, ...]:
     if "," in text or not Path(text).suffix:
         return tuple(name.strip() for name in text.split(",") if name.strip())
     return load_vocabulary(text).names
-
-
-def _embed(names: tuple[str, ...], teacher_name: str) -> ConceptTable:
-    """Text embeddings of any names, from the teacher that the model learned from."""
-    from tap_engine.pipeline.concepts import SOURCE_TEMPLATES, embed_concepts
-    from tap_engine.pipeline.teacher import Teacher, TeacherConfig
-
-    teacher = Teacher(TeacherConfig(name=teacher_name))
-    embeddings = embed_concepts(teacher, names, SOURCE_TEMPLATES)
-    return ConceptTable(names, embeddings, teacher.info.logit_scale)
 
 
 def _parse_points(text: str) -> tuple[list[list[float]], list[int]]:

@@ -1,0 +1,24 @@
+"""The words for a precision, the same in every setting, option and file."""
+
+from typing import Literal, get_args
+
+from tap_engine.schemas.errors import ConfigError
+
+Precision = Literal["auto", "fp32", "fp16", "bf16"]
+"""`auto` is fp16 on a CUDA device and fp32 elsewhere."""
+
+PRECISIONS: tuple[str, ...] = get_args(Precision)
+
+
+def check_precision(word: str, setting: str) -> None:
+    """Refuse a word that is none of `PRECISIONS`.
+
+    Args:
+        word: what was given.
+        setting: where it was given, such as "--precision".
+
+    Raises:
+        ConfigError: names the setting and the words there are.
+    """
+    if word not in PRECISIONS:
+        raise ConfigError(f"{setting}: expected one of {', '.join(PRECISIONS)}, got {word!r}")
