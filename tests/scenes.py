@@ -59,6 +59,7 @@ def scene_json(number: int, size_hw: tuple[int, int], annotations: list[dict]) -
 
 def write_tar(path: Path, members: dict[str, bytes], prefix: str = "./") -> Path:
     """A tar of named bytes, in the order given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, content in members.items():
             info = tarfile.TarInfo(prefix + name)
