@@ -2,15 +2,12 @@
 
 The teacher's image tower is not needed again, only its text tower. New columns are computed
 beside the old ones, then take their place. Every step can be repeated: a killed run is continued
-by the same command, and `verify` tells a half-done store by its provenance.
+by the same command (its projection, a product of matrices, from the start), and `verify` tells a half-done store by its provenance.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import lance
@@ -113,7 +110,7 @@ def _settings(
 def _project(
     store: Store, settings: Mapping[str, Any], packer: ConceptPacker, device: torch.device
 ) -> None:
-    """Write the new columns beside the old ones; continues its own earlier attempt."""
+    """Write the new columns beside the old ones, in one commit; a killed attempt leaves none."""
     regions = store.open(REGIONS)
     text = json.dumps(settings, sort_keys=True)
     pending = (regions.schema.metadata or {}).get(_PENDING_KEY.encode(), b"").decode()
@@ -128,10 +125,9 @@ def _project(
         return
     fields = [field.with_name(_PREFIX + field.name) for field in concept_fields(packer.top_k)]
     schema = pa.schema(fields)
-    digest = hashlib.sha256(f"{store.uri}\n{text}".encode()).hexdigest()[:16]
-    checkpoint = Path(gettempdir()) / f"tap-reproject-{digest}.sqlite"
-
-    @lance.batch_udf(output_schema=schema, checkpoint_file=checkpoint)
+    # Without Lance's checkpoint file: it unpickles what it finds there, does not know which store
+    # its batches are of, and the start of a driver removes the files that it names.
+    @lance.batch_udf(output_schema=schema)
     def project(batch: pa.RecordBatch) -> pa.RecordBatch:
         column = batch.column("embedding")
         vectors = column.flatten().to_numpy().reshape(len(column), -1)

@@ -1,4 +1,6 @@
+import pickle
 import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from tap_engine.pipeline.store import Store
 from tap_engine.pipeline.teacher import TeacherConfig
 from tap_engine.pipeline.verify import verify
 from tap_engine.schemas.errors import SchemaError
-from tap_engine.schemas.tables import CONCEPTS, REGIONS
+from tap_engine.schemas.tables import CONCEPTS, IMAGES, REGIONS
 from tests.scenes import write_shard, write_tiny_clip
 
 pytestmark = pytest.mark.ray
@@ -75,6 +77,58 @@ def test_a_killed_run_is_continued(store, other, monkeypatch, step) -> None:
     reproject(store, other)
     assert verify(store).ok, verify(store).problems
     assert store.open(REGIONS).schema.field("concept_ids").type.list_size == 2
+
+
+def test_nothing_is_read_from_or_left_in_the_temporary_folder(
+    store, other, monkeypatch, tmp_path
+) -> None:
+    """Any user of a machine can put files there, and rows of another store may lie there."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    pack, seen = module.ConceptPacker.pack, []
+
+    def watched(self, vectors):
+        seen.extend(folder.iterdir())
+        return pack(self, vectors)
+
+    monkeypatch.setattr(module.ConceptPacker, "pack", watched)
+    unpickle = pickle.loads
+    monkeypatch.setattr(pickle, "loads", lambda *a, **k: seen.append("pickle") or unpickle(*a, **k))
+    reproject(store, other)
+    assert seen == []
+    assert list(folder.iterdir()) == []
+
+
+def test_rows_are_those_of_the_store_that_is_there_after_a_killed_run(
+    built_store, store, other, monkeypatch, tmp_path
+) -> None:
+    """The operator removes the store that was being reprojected and makes another in its place."""
+    monkeypatch.setattr(module, "_BATCH_ROWS", 8)
+    pack, calls = module.ConceptPacker.pack, []
+
+    def die(self, vectors):
+        calls.append(len(vectors))
+        if len(calls) == 3:
+            raise ConnectionError("the machine is gone")
+        return pack(self, vectors)
+
+    monkeypatch.setattr(module.ConceptPacker, "pack", die)
+    with pytest.raises(ConnectionError):
+        reproject(store, other)
+    monkeypatch.undo()
+    shutil.rmtree(store.uri)
+    # The same store without its second half, so other regions follow each other.
+    shutil.copytree(built_store, store.uri)
+    second = store.open(REGIONS).to_table(columns=["unit"])["unit"].to_pylist()[-1]
+    for table in (REGIONS, IMAGES):
+        store.open(table).delete(f"unit != {second}")
+    shutil.copytree(store.uri, tmp_path / "undisturbed")
+    undisturbed = Store(str(tmp_path / "undisturbed"))
+    reproject(store, other)
+    reproject(undisturbed, other)
+    columns = ["concept_ids", "concept_probs"]
+    assert by_key(store, columns) == by_key(undisturbed, columns)
 
 
 def test_another_vocabulary_after_a_killed_run(store, other, few_concepts, monkeypatch) -> None:
