@@ -2,7 +2,8 @@
 
 The teacher's image tower is not needed again, only its text tower. New columns are computed
 beside the old ones, then take their place. Every step can be repeated: a killed run is continued
-by the same command (its projection, a product of matrices, from the start), and `verify` tells a half-done store by its provenance.
+by the same command (its projection, a product of matrices, from the start), and `verify` tells a
+half-done store by its provenance.
 """
 
 import json
@@ -125,6 +126,7 @@ def _project(
         return
     fields = [field.with_name(_PREFIX + field.name) for field in concept_fields(packer.top_k)]
     schema = pa.schema(fields)
+
     # Without Lance's checkpoint file: it unpickles what it finds there, does not know which store
     # its batches are of, and the start of a driver removes the files that it names.
     @lance.batch_udf(output_schema=schema)

@@ -21,6 +21,9 @@ SizeHw = tuple[int, int]
 _MAX_CHARS = 7
 """A run is at most 35 bits long in the compressed form; longer is garbage."""
 
+_POLYGON_REACH = 10
+"""Longer sides of the image that a polygon may reach out; people draw a little beyond the edge."""
+
 
 def runs(counts: bytes | str, size_hw: SizeHw) -> Runs:
     """Run lengths of a compressed mask, zeros first; they sum to height * width.
@@ -111,30 +114,70 @@ def encode(mask: npt.NDArray[np.generic]) -> bytes:
 def from_coco(segmentation: object, size_hw: SizeHw) -> bytes:
     """Compressed counts of any of COCO's three mask forms, as pycocotools makes them.
 
+    Everything is checked before the library sees it: it loops for ever over counts that are cut
+    off, and allocates along the edges of a polygon, however far they reach.
+
     Args:
         segmentation: polygons [[x, y, ...], ...], or {"counts": list, bytes or text}.
         size_hw: the image's size, px; a mask that states another is refused.
 
     Raises:
-        SchemaError: none of the three forms, or of another size.
+        SchemaError: none of the three forms, of another size, or no mask of this size.
     """
     height, width = size_hw
     if isinstance(segmentation, list):
+        _check_polygons(segmentation, size_hw)
         parts = coco_mask.frPyObjects(segmentation, height, width)
         return cast(bytes, coco_mask.merge(parts)["counts"])
     if not isinstance(segmentation, dict) or "counts" not in segmentation:
         raise SchemaError(
             f"expected a mask as polygons or as RLE `counts`, found {type(segmentation).__name__}"
         )
-    if list(segmentation.get("size", size_hw)) != list(size_hw):
-        raise SchemaError(
-            f"mask of size {segmentation['size']} for an image of {list(size_hw)} (height, width)"
-        )
+    size = segmentation.get("size", list(size_hw))
+    if not isinstance(size, list | tuple) or list(size) != list(size_hw):
+        raise SchemaError(f"mask of size {size} for an image of {list(size_hw)} (height, width)")
     counts = segmentation["counts"]
     if isinstance(counts, list):
+        _check_runs(counts, size_hw)
         whole = coco_mask.frPyObjects({"counts": counts, "size": list(size_hw)}, height, width)
         return cast(bytes, whole["counts"])
-    return counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
+    if not isinstance(counts, str | bytes):
+        raise SchemaError(f"RLE `counts` are {type(counts).__name__}, expected a list or a text")
+    runs(counts, size_hw)
+    return counts.encode("ascii") if isinstance(counts, str) else counts
+
+
+def _check_polygons(polygons: list[object], size_hw: SizeHw) -> None:
+    reach = _POLYGON_REACH * max(size_hw)
+    if not polygons:
+        raise SchemaError("a mask of no polygon")
+    for number, points in enumerate(polygons):
+        if not isinstance(points, list | tuple) or len(points) < 6 or len(points) % 2:
+            found = f"{len(points)} numbers" if isinstance(points, list) else repr(points)[:50]
+            raise SchemaError(f"polygon {number}: expected x, y of 3 points or more, found {found}")
+        for value in points:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise SchemaError(f"polygon {number}: {value!r:.50} is no coordinate")
+            if not -reach <= value <= reach:
+                raise SchemaError(
+                    f"polygon {number}: coordinate {value!r:.30} lies far outside of an image of "
+                    f"{size_hw[1]} x {size_hw[0]}"
+                )
+
+
+def _check_runs(counts: list[object], size_hw: SizeHw) -> None:
+    total = 0
+    for number, count in enumerate(counts):
+        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+            raise SchemaError(
+                f"RLE count {number} is {count!r:.50}, expected a whole number from 0"
+            )
+        total += count
+    if total != size_hw[0] * size_hw[1]:
+        raise SchemaError(
+            f"RLE runs sum to {total}, expected {size_hw[0]} x {size_hw[1]} = "
+            f"{size_hw[0] * size_hw[1]}"
+        )
 
 
 @numba.njit(cache=True, nogil=True)

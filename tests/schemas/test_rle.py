@@ -101,3 +101,42 @@ def test_coco_masks_of_every_form_become_compressed_counts() -> None:
         rle.from_coco(text, (6, 5))
     with pytest.raises(SchemaError, match="polygons or as RLE"):
         rle.from_coco("1234", (5, 6))
+
+
+SQUARE = [1.0, 1.0, 1.0, 3.0, 4.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        [],
+        [[]],
+        [[1.0, 2.0, 3.0]],
+        [[1.0, 2.0, 3.0, 4.0]],
+        [SQUARE, [*SQUARE, 5.0]],
+        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
+        [[*SQUARE, 1e8, 2.0]],
+        [[*SQUARE, -1e18, 2.0]],
+        [[*SQUARE, float("nan"), 2.0]],
+        [[*SQUARE, "4", 2.0]],
+        {"counts": "04", "size": [5, 6]},
+        {"counts": "", "size": [5, 6]},
+        {"counts": "o" * 40, "size": [5, 6]},
+        {"counts": [30, 1], "size": [5, 6]},
+        {"counts": [-1, 31], "size": [5, 6]},
+        {"counts": [15.5, 14.5], "size": [5, 6]},
+        {"counts": [], "size": [5, 6]},
+        {"counts": None, "size": [5, 6]},
+        {"counts": [30], "size": 5},
+        {"counts": [30], "size": None},
+    ],
+)
+def test_what_is_no_mask_never_reaches_the_library(form) -> None:
+    """It would loop for ever, take all memory or kill the process."""
+    with pytest.raises(SchemaError):
+        rle.from_coco(form, (5, 6))
+
+
+def test_a_polygon_may_reach_a_little_beyond_the_image() -> None:
+    beyond = [[-5.0, -5.0, -5.0, 20.0, 20.0, 20.0, 20.0, -5.0]]
+    assert rle.area(rle.runs(rle.from_coco(beyond, (5, 6)), (5, 6))) == 30

@@ -7,10 +7,10 @@ table, so LVIS val (244,707 of them) costs its bytes and not a gigabyte of dicti
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import ijson
 import numpy as np
@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tap_engine.schemas import rle as rles
+from tap_engine.schemas import values
 from tap_engine.schemas.errors import SchemaError, SourceError
 from tap_engine.schemas.filesystem import open_filesystem
 
@@ -40,6 +41,8 @@ the box's. `category_id` is 0 where the data has no categories. `captions` are i
 NO_CATEGORY = 0
 
 _COCO_KEYS = frozenset({"images", "annotations", "categories", "info", "licenses", "type"})
+
+Entry = TypeVar("Entry")
 
 Rows = npt.NDArray[np.int64]
 
@@ -89,6 +92,45 @@ class GroundTruth:
     images: Mapping[int, TruthImage]
     categories: Mapping[int, Category]
     regions: pa.Table
+
+    def __post_init__(self) -> None:
+        """Predictions are matched by region id: each must be there once.
+
+        Raises:
+            SchemaError: names one that is there twice.
+        """
+        ids, times = np.unique(self.regions["region_id"].to_numpy(), return_counts=True)
+        if (times > 1).any():
+            raise SchemaError(f"{self.name}: region {ids[times > 1][0]} is there twice")
+
+    def require_masks(self) -> None:
+        """Refuse truth of which a part has no mask, as files with boxes among the masks.
+
+        Raises:
+            SchemaError: says how many regions have none.
+        """
+        if without := self.regions["rle"].null_count:
+            bare = self.regions.filter(pc.is_null(self.regions["rle"]))
+            raise SchemaError(
+                f"{self.name}: {without:,} of {self.regions.num_rows:,} annotations have no mask, "
+                f"such as {bare['region_id'][0].as_py()}; take them out, or score boxes instead"
+            )
+
+    def require_categories(self) -> None:
+        """Refuse truth without regions, or with regions of categories that it does not list.
+
+        Raises:
+            SchemaError: names the category and one of its regions.
+        """
+        if not self.regions.num_rows:
+            raise SchemaError(f"{self.name} has no annotations, so there is nothing to name")
+        known = pc.is_in(self.regions["category_id"], pa.array(list(self.categories), pa.int32()))
+        strange = self.regions.filter(pc.invert(known))
+        if strange.num_rows:
+            raise SchemaError(
+                f"{self.name}: annotation {strange['region_id'][0].as_py()} is of category "
+                f"{strange['category_id'][0].as_py()}, which `categories` does not list"
+            )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -153,14 +195,12 @@ def read_coco_layout(path: str, *, masks: bool = True) -> GroundTruth:
         SourceError: the file is not there, or no json.
         SchemaError: it is not of this layout.
     """
-    images = {row.image_id: row for row in map(_image_record, _entries(path, "images"))}
+    images = {
+        row.image_id: row for row in _read(path, "images", "image", lambda _, row: _image(row))
+    }
     categories = {
-        int(row["id"]): Category(
-            category_id=int(row["id"]),
-            name=str(row["name"]),
-            frequency=str(row.get("frequency", "")),
-        )
-        for row in _entries(path, "categories")
+        row.category_id: row
+        for row in _read(path, "categories", "category", lambda _, row: _category(row))
     }
     if not images:
         raise SchemaError(
@@ -201,6 +241,24 @@ def stream_json(path: str, prefix: str) -> Iterator[Any]:
         raise SourceError(f"{path}: not readable as json: {error}") from error
 
 
+def first_event(path: str) -> str:
+    """What a json file begins with, in ijson's words: start_map, start_array, number, ...
+
+    Raises:
+        SourceError: not there, or no json.
+    """
+    filesystem, inner = open_filesystem(path)
+    try:
+        with filesystem.open_input_stream(inner) as file:
+            for event, _ in ijson.basic_parse(file):
+                return str(event)
+    except FileNotFoundError:
+        raise SourceError(f"{path}: no such file") from None
+    except (ijson.JSONError, UnicodeDecodeError) as error:
+        raise SourceError(f"{path}: not readable as json: {error}") from error
+    return ""
+
+
 def is_coco_layout(path: str) -> bool:
     """True for json that begins like COCO's files, or with a list as results do."""
     filesystem, inner = open_filesystem(path)
@@ -224,21 +282,35 @@ def _grouped(ids: npt.NDArray[np.integer]) -> dict[int, Rows]:
     return dict(zip(found.tolist(), np.split(order, first[1:]), strict=True))
 
 
-def _entries(path: str, key: str) -> Iterator[dict[str, Any]]:
-    return stream_json(path, f"{key}.item")
+def _read(
+    path: str, key: str, word: str, make: Callable[[int, dict[str, Any]], Entry]
+) -> Iterator[Entry]:
+    """Entries of a list of the file, made into what they stand for; a garbled one is named."""
+    for place, row in enumerate(stream_json(path, f"{key}.item")):
+        try:
+            if not isinstance(row, dict):
+                raise ValueError(f"expected an object, found {type(row).__name__}")
+            yield make(place, row)
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, SchemaError) as error:
+            raise SchemaError(f"{path}: {word} {place}: {error!r}") from error
 
 
-def _image_record(row: Mapping[str, Any]) -> TruthImage:
-    try:
-        return TruthImage(
-            image_id=int(row["id"]),
-            size_hw=(int(row.get("height", 0)), int(row.get("width", 0))),
-            file_name=str(row.get("file_name") or _file_of_url(str(row.get("coco_url", "")))),
-            negative=tuple(row["neg_category_ids"]) if "neg_category_ids" in row else None,
-            not_exhaustive=tuple(row.get("not_exhaustive_category_ids", ())),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise SchemaError(f"image entry {dict(row)!r:.200} lacks or garbles {error}") from error
+def _image(row: Mapping[str, Any]) -> TruthImage:
+    return TruthImage(
+        image_id=values.integer(row["id"]),
+        size_hw=(values.integer(row.get("height", 0), 32), values.integer(row.get("width", 0), 32)),
+        file_name=str(row.get("file_name") or _file_of_url(str(row.get("coco_url", "")))),
+        negative=tuple(row["neg_category_ids"]) if "neg_category_ids" in row else None,
+        not_exhaustive=tuple(row.get("not_exhaustive_category_ids", ())),
+    )
+
+
+def _category(row: Mapping[str, Any]) -> Category:
+    return Category(
+        category_id=values.integer(row["id"], 32),
+        name=values.text(row["name"]),
+        frequency=str(row.get("frequency", "")),
+    )
 
 
 def _file_of_url(url: str) -> str:
@@ -249,12 +321,18 @@ def _file_of_url(url: str) -> str:
 def _region_table(path: str, images: Mapping[int, TruthImage], masks: bool) -> pa.Table:
     of_images: dict[int, list[str]] = {}
 
+    def row_of(place: int, row: Mapping[str, Any]) -> dict[str, Any] | None:
+        if "caption" not in row or "bbox" in row or "segmentation" in row:
+            return _region_row(place, row, images, masks)
+        image_id = values.integer(row["image_id"])
+        if image_id not in images:
+            raise ValueError(f"image {image_id} is not among the file's `images`")
+        of_images.setdefault(image_id, []).append(values.text(row["caption"]))
+        return None
+
     def rows() -> Iterator[dict[str, Any]]:
-        for number, row in enumerate(_entries(path, "annotations")):
-            if "caption" in row and "bbox" not in row and "segmentation" not in row:
-                of_images.setdefault(int(row["image_id"]), []).append(str(row["caption"]))
-            else:
-                yield _region_row(path, number, row, images, masks)
+        found = _read(path, "annotations", "annotation", row_of)
+        yield from (row for row in found if row is not None)
         yield from (_whole_image(images[image_id], texts) for image_id, texts in of_images.items())
 
     return region_table(rows())
@@ -275,33 +353,29 @@ def _whole_image(image: TruthImage, captions: list[str]) -> dict[str, Any]:
 
 
 def _region_row(
-    path: str,
-    number: int,
-    row: Mapping[str, Any],
-    images: Mapping[int, TruthImage],
-    masks: bool,
+    place: int, row: Mapping[str, Any], images: Mapping[int, TruthImage], masks: bool
 ) -> dict[str, Any]:
-    try:
-        image_id = int(row["image_id"])
-        size_hw = images[image_id].size_hw
-        box = [float(value) for value in row.get("bbox", ())]
-        rle = None
-        if (masks or not box) and row.get("segmentation"):
-            rle = rles.from_coco(row["segmentation"], size_hw)
-        box = box or _box_of(rle, size_hw)
-        caption = row.get("caption")
-        return {
-            "region_id": int(row.get("id", number + 1)),
-            "image_id": image_id,
-            "category_id": int(row.get("category_id", NO_CATEGORY)),
-            "bbox_xywh": box,
-            "area": float(row["area"]) if "area" in row else _area_of(rle, size_hw, box),
-            "crowd": bool(row.get("iscrowd", 0)),
-            "rle": rle,
-            "captions": None if caption is None else [str(caption)],
-        }
-    except (KeyError, TypeError, ValueError, SchemaError) as error:
-        raise SchemaError(f"{path}: annotation {number}: {error!r}") from error
+    image_id = values.integer(row["image_id"])
+    size_hw = images[image_id].size_hw
+    box = values.box(row["bbox"]) if row.get("bbox") else None
+    rle = None
+    if (masks or not box) and row.get("segmentation"):
+        if min(size_hw) < 1:
+            raise ValueError(f"image {image_id} states no height and width, which masks need")
+        rle = rles.from_coco(row["segmentation"], size_hw)
+    box = box or _box_of(rle, size_hw)
+    caption = row.get("caption")
+    return {
+        "region_id": values.integer(row.get("id", place + 1)),
+        "image_id": image_id,
+        "category_id": values.integer(row.get("category_id", NO_CATEGORY), 32),
+        "bbox_xywh": box,
+        "area": values.number(row["area"]) if "area" in row else _area_of(rle, size_hw, box),
+        "crowd": bool(row.get("iscrowd", 0)),
+        "rle": rle,
+        # A null is no text; a region of which nothing was said has no reference.
+        "captions": None if caption is None else [values.text(caption)],
+    }
 
 
 def _box_of(rle: bytes | None, size_hw: tuple[int, int]) -> list[float]:

@@ -18,11 +18,12 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from tap_engine.schemas import rle as rles
+from tap_engine.schemas import values
 from tap_engine.schemas.errors import SchemaError, SourceError
 from tap_engine.schemas.filesystem import open_filesystem
 from tap_engine.schemas.provenance import METADATA_KEY, Provenance
 from tap_engine.train.data.lance_table import open_table
-from tap_engine.train.evaluation.ground_truth import stream_json
+from tap_engine.train.evaluation.ground_truth import first_event, stream_json
 
 INSTANCES = pa.schema(
     [
@@ -223,29 +224,44 @@ def read_predictions(
     if path.endswith(".json"):
         yield from _json_batches(path, schema, sizes or {})
         return
-    if path.rstrip("/").endswith(".lance"):
-        batches = open_table(path, hint="expected predictions as a Lance table").to_batches()
-    else:
-        filesystem, inner = open_filesystem(path)
+    try:
+        for batch in _stored_batches(path):
+            yield _conform(batch, schema, path)
+    except (OSError, pa.ArrowException) as error:
+        raise SchemaError(f"{path}: cannot be read: {error!s:.200}") from error
+
+
+def is_folder(path: str) -> bool:
+    """Whether predictions are a folder of parts, by looking; a file of one form is not.
+
+    Raises:
+        SourceError: nothing there, or an unknown kind of file.
+    """
+    filesystem, inner = open_filesystem(path)
+    try:
         kind = filesystem.get_file_info(inner).type
-        if kind == fs.FileType.NotFound:
-            raise SourceError(f"{path}: no such file or folder")
-        if kind == fs.FileType.Directory:
-            parts = open_folder(path).parts
-        elif path.endswith(".parquet"):
-            parts = (inner,)
-        else:
-            raise SourceError(
-                f"{path}: expected predictions as .json (COCO results), .parquet, .lance or a "
-                "folder that `tap-train eval` wrote"
-            )
-        batches = (
-            batch
-            for part in parts
-            for batch in pq.ParquetFile(filesystem.open_input_file(part)).iter_batches(_JSON_CHUNK)
+    except OSError as error:
+        raise SourceError(f"{path}: {error!s:.200}") from error
+    if kind == fs.FileType.NotFound:
+        raise SourceError(f"{path}: no such file or folder")
+    if path.rstrip("/").endswith(".lance"):
+        return False
+    if kind != fs.FileType.Directory and not path.endswith((".json", ".parquet")):
+        raise SourceError(
+            f"{path}: expected predictions as .json (COCO results, not compressed), .parquet, "
+            ".lance or a folder that `tap-train eval` wrote"
         )
-    for batch in batches:
-        yield _conform(batch, schema, path)
+    return bool(kind == fs.FileType.Directory)
+
+
+def _stored_batches(path: str) -> Iterator[pa.RecordBatch]:
+    if path.rstrip("/").endswith(".lance"):
+        yield from open_table(path, hint="expected predictions as a Lance table").to_batches()
+        return
+    filesystem, inner = open_filesystem(path)
+    parts = open_folder(path).parts if is_folder(path) else (inner,)
+    for part in parts:
+        yield from pq.ParquetFile(filesystem.open_input_file(part)).iter_batches(_JSON_CHUNK)
 
 
 def _conform(batch: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBatch:
@@ -257,6 +273,8 @@ def _conform(batch: pa.RecordBatch, schema: pa.Schema, path: str) -> pa.RecordBa
                 f"{path}: predictions lack column {field.name!r} ({field.type}); found "
                 f"{', '.join(batch.schema.names)}"
             )
+        if index >= 0 and not field.nullable and batch.column(index).null_count:
+            raise SchemaError(f"{path}: column {field.name!r} has nulls, every row needs a value")
         columns.append(
             pa.nulls(batch.num_rows, field.type)
             if index < 0
@@ -270,11 +288,15 @@ def _json_batches(
 ) -> Iterator[pa.RecordBatch]:
     if schema not in (INSTANCES, CAPTIONS):
         raise SourceError(f"{path}: this kind of prediction has no json layout; give .parquet")
+    if first_event(path) != "start_array":
+        raise SchemaError(f"{path}: expected a list of results, as COCO's results files are")
     pending: list[dict[str, Any]] = []
     for number, row in enumerate(stream_json(path, "item")):
         try:
+            if not isinstance(row, dict):
+                raise ValueError(f"expected an object, found {type(row).__name__}")
             pending.append(_instance_row(row, sizes) if schema == INSTANCES else _caption_row(row))
-        except (KeyError, TypeError, ValueError, SchemaError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, SchemaError) as error:
             raise SchemaError(f"{path}: result {number}: {error!r} in {row!r:.160}") from error
         if len(pending) == _JSON_CHUNK:
             yield pa.RecordBatch.from_pylist(pending, schema=schema)
@@ -290,18 +312,24 @@ def _instance_row(row: Mapping[str, Any], sizes: Mapping[int, tuple[int, int]]) 
     box away for that reason.
     """
     out: dict[str, Any] = {
-        "image_id": int(row["image_id"]),
-        "category_id": int(row["category_id"]),
-        "score": float(row["score"]),
+        "image_id": values.integer(row["image_id"]),
+        "category_id": values.integer(row["category_id"], 32),
+        "score": values.number(row["score"]),
     }
     if row.get("bbox"):
-        out["bbox_xywh"] = [float(value) for value in row["bbox"]]
+        out["bbox_xywh"] = values.box(row["bbox"])
         out["area"] = out["bbox_xywh"][2] * out["bbox_xywh"][3]
-    if segmentation := row.get("segmentation"):
+    if "segmentation" in row and row["segmentation"] is not None:
+        segmentation = row["segmentation"]
         if isinstance(segmentation, list):
+            if out["image_id"] not in sizes:
+                raise ValueError(f"image {out['image_id']} is not in the truth")
             size_hw = sizes[out["image_id"]]
+        elif isinstance(segmentation, dict):
+            height, width = segmentation["size"]
+            size_hw = (values.integer(height, 32), values.integer(width, 32))
         else:
-            size_hw = (int(segmentation["size"][0]), int(segmentation["size"][1]))
+            raise ValueError(f"`segmentation` is {type(segmentation).__name__}, expected a mask")
         out |= {"height": size_hw[0], "width": size_hw[1]}
         out["rle"] = rles.from_coco(segmentation, size_hw)
     return out
@@ -310,9 +338,11 @@ def _instance_row(row: Mapping[str, Any], sizes: Mapping[int, tuple[int, int]]) 
 def _caption_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Region by `region_id`, `annotation_id` or `id`; COCO's own captions have only the image."""
     names = ("region_id", "annotation_id", "id", "image_id")
-    region_id = next(row[name] for name in names if name in row)
+    found = [row[name] for name in names if name in row]
+    if not found:
+        raise ValueError(f"none of {', '.join(names)} says which region it is of")
     return {
-        "image_id": int(row.get("image_id", 0)),
-        "region_id": int(region_id),
-        "caption": str(row["caption"]),
+        "image_id": values.integer(row.get("image_id", 0)),
+        "region_id": values.integer(found[0]),
+        "caption": values.text(row["caption"]),
     }

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tap_engine.schemas import provenance
-from tap_engine.schemas.errors import ConfigError, SchemaError
+from tap_engine.schemas import provenance, values
+from tap_engine.schemas.errors import ConfigError, SchemaError, SourceError
 from tap_engine.schemas.filesystem import open_filesystem
 from tap_engine.train.evaluation import predictions as tables
 from tap_engine.train.evaluation.ground_truth import (
@@ -159,9 +159,14 @@ def _detection_notes(found: "DetectionScores") -> tuple[str, ...]:
 
 def _covered(config: ScoreConfig, truth: GroundTruth, predictions: str) -> GroundTruth:
     """The truth of the images that a prediction folder covers; whole for other files."""
-    if predictions.endswith((".json", ".parquet")) or predictions.rstrip("/").endswith(".lance"):
+    if not tables.is_folder(predictions):
         return truth
     done = tables.open_folder(predictions).done
+    if not done:
+        raise SourceError(
+            f"{predictions}: no predictions in this folder; `tap-train eval` writes one folder a "
+            "task, give that one"
+        )
     if missing := truth.images.keys() - done:
         if not config.partial:
             raise SchemaError(
@@ -198,9 +203,19 @@ def _plain_texts(path: str) -> dict[int | str, list[str]] | None:
     if not path.endswith(".json") or is_coco_layout(path):
         return None
     filesystem, inner = open_filesystem(path)
-    with filesystem.open_input_stream(inner) as file:
-        content = json.loads(file.read())
-    return {key: [text] if isinstance(text, str) else list(text) for key, text in content.items()}
+    try:
+        with filesystem.open_input_stream(inner) as file:
+            content = json.loads(file.read())
+        return {values.text(key): _texts(found) for key, found in content.items()}
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(f"{path}: {error!s:.200}") from error
+
+
+def _texts(found: object) -> list[str]:
+    """One text or several; a null among several references is left out."""
+    if isinstance(found, list):
+        return [values.text(text) for text in found if text is not None]
+    return [values.text(found)]
 
 
 def _score_plain_captions(

@@ -83,6 +83,8 @@ def score_detections(
             "`neg_category_ids` on the images (without them no detection of an absent category "
             "would ever count as wrong); use a coco-* protocol for other data"
         )
+    if kind == "segm":
+        truth.require_masks()
     with tempfile.TemporaryDirectory(prefix="tap-score-", dir=spill_folder) as folder:
         spill = _Spill(Path(folder), truth, kind, lvis)
         for batch in batches:

@@ -52,6 +52,8 @@ def model_tasks(
         detector: boxes for segmentation; ground truth boxes, ranked by predicted IoU, by default.
     """
     truth = data.truth
+    if SEGMENTATION in names:
+        truth.require_masks()
 
     def segment(image_id: int) -> pa.RecordBatch:
         if detector is not None:
@@ -119,6 +121,8 @@ def classification_tasks(
         truth: the ground truth.
         settings: the classifier's identity.
     """
+    if {CLASSIFICATION, NAMES} & set(names):
+        truth.require_categories()
     category_ids = np.array(list(truth.categories), np.int32)
 
     @lru_cache(maxsize=1)  # two tasks ask for the same image, one after the other

@@ -123,7 +123,7 @@ def test_polygons_of_results_need_the_images_sizes(tmp_path: Path) -> None:
     sizes = {image_id: image.size_hw for image_id, image in truth.images.items()}
     (batch,) = read_predictions(str(path), INSTANCES, sizes)
     assert rle.area(rle.runs(batch["rle"][0].as_py(), (150, 200))) == 2500
-    with pytest.raises(SchemaError, match="KeyError"):
+    with pytest.raises(SchemaError, match="image 1 is not in the truth"):
         list(read_predictions(str(path), INSTANCES))
 
 
