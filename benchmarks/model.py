@@ -4,7 +4,8 @@
     python -m benchmarks.model --preset tap-b --device cuda           # with the GPU's variants
 
 On a GPU it adds bf16, compiled and (where installed) flash-attn variants, and states model FLOPs
-against a matrix-product ceiling measured in the same run. The plain version is eager float32.
+against a matrix-product ceiling measured in the same run. The plain version is eager float32; for
+"leaving out padding" it is ours with nothing left out.
 """
 
 import argparse
@@ -60,6 +61,23 @@ def cases(model: TapModel, prompts: int, device: str) -> Iterator[Case]:
         f"image decoder, {prompts} prompts",
         lambda: model.decode(embedding, points, labels).mask_logits,
         lambda: plain_tap.decode(model, embedding, points, labels)[0],
+    )
+    more = torch.rand(1, prompts, 10, 2, device=device) * size
+    kinds = labels.repeat(1, 1, 5)
+    kinds[..., 2:] = 1
+    kinds[:, ::2, 4:] = 4  # half of the prompts are shorter
+    yield Case(
+        f"image decoder, {prompts} prompts of 10 points",
+        lambda: model.decode(embedding, more, kinds).mask_logits,
+        lambda: plain_tap.decode(model, embedding, more, kinds)[0],
+    )
+    code = model.prompt_encoder.grid_code((size // 16, size // 16))
+    tokens = model.prompt_encoder(more, kinds).detach()
+    every = torch.ones_like(kinds, dtype=torch.bool)
+    yield Case(
+        f"leaving out padding, {prompts} prompts",
+        lambda: model.image_decoder(embedding, code, tokens, every).mask_logits,
+        lambda: model.image_decoder(embedding, code, tokens).mask_logits,
     )
     yield Case(
         f"text decoder, {prompts} captions",

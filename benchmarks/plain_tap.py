@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tap_engine.model.image_encoder import VitEncoder
+from tap_engine.model.prompt_encoder import Label
 from tap_engine.model.tap import TapModel
 from tap_engine.model.text_decoder import rotary, rotate
 
@@ -70,9 +71,15 @@ def decode(
     pos = model.prompt_encoder.grid_code(size).flatten(0, 1)
     key = image.flatten(2).transpose(1, 2).repeat_interleave(count, dim=0)
     query = tokens
+    padding = (labels == Label.PADDING).flatten(0, 1)
+    boxed = (labels[..., :1] == Label.BOX_TOP_LEFT).flatten(0, 1)
+    unseen = F.pad(padding & ((padding.cumsum(-1) > 1) | boxed), (9, 0))
+    hidden = torch.zeros(unseen.shape).to(image).masked_fill(unseen, -torch.inf)[:, None, None]
 
     def look(attn: nn.Module, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attn.proj(attend(attn.q_proj(q), attn.k_proj(k), attn.v_proj(v), attn.num_heads))
+        bias = hidden if k.shape[1] == tokens.shape[1] else None
+        q, k, v = attn.q_proj(q), attn.k_proj(k), attn.v_proj(v)
+        return attn.proj(attend(q, k, v, attn.num_heads, bias))
 
     for index, block in enumerate(decoder.transformer.blocks):
         if index == 0:

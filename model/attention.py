@@ -50,6 +50,7 @@ def attention(
     v: Tensor,
     *,
     bias: Tensor | None = None,
+    seen: Tensor | None = None,
     causal: bool = False,
     dropout: float = 0.0,
 ) -> Tensor:
@@ -61,17 +62,21 @@ def attention(
         v: [B, M, H, d].
         bias: [H, N, M] added to the scaled logits of every batch row; flash-attn has no such
             input, so SDPA takes these.
+        seen: [B, M] bool, the keys that every query of a row sees; at least one of each row. Not
+            together with `bias` or `causal`; SDPA takes these, too.
         causal: token i sees keys up to i + M - N (the last query sees every key).
         dropout: rate on the probabilities.
 
     Returns:
         [B, N, H, d].
     """
-    if uses_flash(q, bias):
+    if uses_flash(q, bias if seen is None else seen):
         from flash_attn import flash_attn_func
 
         return flash_attn_func(q, k, v, dropout_p=dropout, causal=causal)
     mask = None if bias is None else bias.to(q.dtype).unsqueeze(0)
+    if seen is not None:
+        mask = seen[:, None, None, :]
     if causal and q.shape[1] != k.shape[1]:
         # SDPA's own causal mask aligns the first query with the first key.
         n, m = q.shape[1], k.shape[1]
@@ -88,14 +93,19 @@ def attention(
     return out.transpose(1, 2)
 
 
-def uses_flash(q: Tensor, bias: Tensor | None) -> bool:
-    """Whether flash-attn is installed, not switched off, and can take these inputs."""
+def uses_flash(q: Tensor, mask: Tensor | None) -> bool:
+    """Whether flash-attn is installed, not switched off, and can take these inputs.
+
+    Args:
+        q: [B, N, H, d] queries.
+        mask: a bias or mask of the logits; flash-attn takes none.
+    """
     backend = _backend.get()
     if backend == "sdpa" or not FLASH_INSTALLED:
         return False
     return (
         q.is_cuda
-        and bias is None
+        and mask is None
         and q.dtype in (torch.float16, torch.bfloat16)
         and q.shape[-1] <= _FLASH_MAX_HEAD_DIM
         and q.shape[-1] % 8 == 0
@@ -160,7 +170,7 @@ class Mlp(nn.Module):
         return self.fc2(self.activation(self.fc1(x)))
 
 
-def run_block(block: Callable[..., Any], *inputs: Tensor, recompute: bool) -> Any:
+def run_block(block: Callable[..., Any], *inputs: Tensor | None, recompute: bool) -> Any:
     """`block(*inputs)`; with `recompute`, its activations are made again in the backward pass."""
     if recompute and torch.is_grad_enabled():
         return checkpoint(block, *inputs, use_reentrant=False)

@@ -96,6 +96,7 @@ class Attention(nn.Module):
         *,
         q_pos: Tensor | None = None,
         k_pos: Tensor | None = None,
+        seen: Tensor | None = None,
     ) -> Tensor:
         """Queries look at keys.
 
@@ -105,6 +106,8 @@ class Attention(nn.Module):
             v: as k.
             q_pos: [Nq, D] position code of the queries, where it is the same for all prompts.
             k_pos: [Nk, D] of the keys.
+            seen: [B, P, Nk] bool, the keys that are looked at, where keys differ by prompt; None
+                for all.
 
         Returns:
             [B, P, Nq, D].
@@ -117,14 +120,14 @@ class Attention(nn.Module):
             out = out.unflatten(1, (prompts, -1))
         else:
             q = q.expand(-1, prompts, -1, -1)
-            out = self._attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1))
+            rows = None if seen is None else seen.flatten(0, 1)
+            out = self._attend(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), rows)
             out = out.unflatten(0, (-1, prompts))
         return self.proj(out)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        heads = (self.num_heads, -1)
-        out = attention(q.unflatten(-1, heads), k.unflatten(-1, heads), v.unflatten(-1, heads))
-        return out.flatten(2)
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None) -> Tensor:
+        q, k, v = (x.unflatten(-1, (self.num_heads, -1)) for x in (q, k, v))
+        return attention(q, k, v, seen=seen).flatten(2)
 
 
 def _project(linear: nn.Linear, x: Tensor, pos: Tensor | None) -> Tensor:
@@ -154,7 +157,12 @@ class TwoWayBlock(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, query: Tensor, key: Tensor, query_pos: Tensor, key_pos: Tensor
+        self,
+        query: Tensor,
+        key: Tensor,
+        query_pos: Tensor,
+        key_pos: Tensor,
+        seen: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """One round.
 
@@ -163,6 +171,7 @@ class TwoWayBlock(nn.Module):
             key: [B, Q, N, D] image side.
             query_pos: [B, P, T, D] the tokens' position code: the tokens as they first came in.
             key_pos: [N, D] the grid's position code.
+            seen: [B, P, T] bool, the tokens that tokens and image look at; None for all.
 
         Returns:
             New query [B, P, T, D] and key [B, P, N, D].
@@ -170,15 +179,17 @@ class TwoWayBlock(nn.Module):
         if self.first:
             # The query is its own position code here, so neither is added; officially the block
             # keeps no residual either.
-            attended = self.self_attn(query, query, query)
+            attended = self.self_attn(query, query, query, seen=seen)
             query = self.norm1(query + attended if self.first_residual else attended)
         else:
             q = query + query_pos
-            query = self.norm1(query + self.dropout(self.self_attn(q, q, query)))
+            query = self.norm1(query + self.dropout(self.self_attn(q, q, query, seen=seen)))
         attended = self.cross_attn_token_to_image(query + query_pos, key, key, k_pos=key_pos)
         query = self.norm2(query + self.dropout(attended))
         query = self.norm3(query + self.dropout(self.mlp(query)))
-        attended = self.cross_attn_image_to_token(key, query + query_pos, query, q_pos=key_pos)
+        attended = self.cross_attn_image_to_token(
+            key, query + query_pos, query, q_pos=key_pos, seen=seen
+        )
         return query, self.norm4(key + attended)
 
 
@@ -197,12 +208,22 @@ class TwoWayTransformer(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
-        self, tokens: Tensor, image: Tensor, image_pos: Tensor, *, recompute: bool = False
+        self,
+        tokens: Tensor,
+        image: Tensor,
+        image_pos: Tensor,
+        seen: Tensor | None = None,
+        *,
+        recompute: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """[B, P, T, D], [B, 1, N, D], [N, D] -> tokens [B, P, T, D], image [B, P, N, D]."""
+        """[B, P, T, D], [B, 1, N, D], [N, D] -> tokens [B, P, T, D], image [B, P, N, D].
+
+        `seen` [B, P, T] bool are the tokens that count, all where it is None; what becomes of the
+        others is of no meaning.
+        """
         query, key = tokens, image
         for block in self.blocks:
-            query, key = run_block(block, query, key, tokens, image_pos, recompute=recompute)
+            query, key = run_block(block, query, key, tokens, image_pos, seen, recompute=recompute)
         return run_block(self._look, query, key, tokens, image_pos, recompute=recompute), key
 
     def _look(self, query: Tensor, key: Tensor, query_pos: Tensor, key_pos: Tensor) -> Tensor:
@@ -251,7 +272,13 @@ class ImageDecoder(nn.Module):
         self.activation_checkpointing = False
 
     def forward(
-        self, image: Tensor, image_pos: Tensor, prompts: Tensor, *, masks: bool = True
+        self,
+        image: Tensor,
+        image_pos: Tensor,
+        prompts: Tensor,
+        attended: Tensor | None = None,
+        *,
+        masks: bool = True,
     ) -> RegionOutput:
         """All candidates of all prompts.
 
@@ -259,6 +286,7 @@ class ImageDecoder(nn.Module):
             image: [B, D, h, w] image embeddings; [B, 4 * D, h, w] with `config.detail`.
             image_pos: [h, w, D] the grid's position code.
             prompts: [B, P, K, D] prompt tokens.
+            attended: [B, P, K] bool, those that count (`prompt_encoder.attended`); None for all.
             masks: False gives `mask_logits` [B, P, 4, 0, 0].
         """
         batch, count = prompts.shape[:2]
@@ -269,10 +297,11 @@ class ImageDecoder(nn.Module):
             [self.sem_tokens.weight, self.iou_token.weight, self.mask_tokens.weight]
         )
         tokens = torch.cat([learned.expand(batch, count, -1, -1), prompts], dim=2)
+        seen = None if attended is None else F.pad(attended, (len(learned), 0), value=True)
         cells = image.flatten(2).transpose(1, 2).unsqueeze(1)
         recompute = self.activation_checkpointing
         tokens, cells = self.transformer(
-            tokens, cells, image_pos.flatten(0, 1), recompute=recompute
+            tokens, cells, image_pos.flatten(0, 1), seen, recompute=recompute
         )
         sem_tokens, iou_token, mask_tokens, _ = tokens.split(
             [NUM_OUTPUTS, 1, NUM_OUTPUTS, prompts.shape[2]], dim=2

@@ -22,6 +22,24 @@ class Label(IntEnum):
     PADDING = 4
 
 
+def attended(labels: Tensor) -> Tensor:
+    """Which tokens of each prompt the decoder looks at; the rest only fills up the array.
+
+    A prompt that starts with a box has no padding token, loose points end in exactly one, as in
+    the released inference code. Whatever padding lies beyond that is surplus, so that the number of
+    columns of a batch never matters (docs/decisions/0100).
+
+    Args:
+        labels: [..., K] int64, of `Label`.
+
+    Returns:
+        [..., K] bool.
+    """
+    padding = labels == Label.PADDING
+    first = padding & (padding.cumsum(-1) == 1)
+    return ~padding | (first & (labels[..., :1] != Label.BOX_TOP_LEFT))
+
+
 class PromptEncoder(nn.Module):
     """Labelled points -> tokens."""
 

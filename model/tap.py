@@ -17,7 +17,7 @@ from tap_engine.model.config import TapConfig, VitConfig
 from tap_engine.model.convnet_encoder import ConvnetEncoder
 from tap_engine.model.image_decoder import ImageDecoder, RegionOutput
 from tap_engine.model.image_encoder import VitEncoder
-from tap_engine.model.prompt_encoder import Label, PromptEncoder
+from tap_engine.model.prompt_encoder import Label, PromptEncoder, attended
 from tap_engine.model.text_decoder import TextDecoder
 
 
@@ -100,8 +100,9 @@ class TapModel(nn.Module):
         Args:
             image_embeddings: [B, D, h, w] of `encode_image`.
             points: [B, P, K, 2] (x, y) px in the model's square input; a box is its two corners.
-            labels: [B, P, K] int64, of `prompt_encoder.Label`; prompts with fewer points are
-                filled up with PADDING. The released model saw a padding point after loose points.
+            labels: [B, P, K] int64, of `prompt_encoder.Label`. Loose points end in a PADDING, as
+                the released model always saw them; prompts with fewer points are filled up with
+                further PADDING, which changes nothing (`prompt_encoder.attended`).
             masks: False leaves `mask_logits` empty; they are a third of the decoder's work and
                 most of its memory, and captions alone need none.
 
@@ -120,7 +121,12 @@ class TapModel(nn.Module):
         grid_hw = (image_embeddings.shape[-2], image_embeddings.shape[-1])
         prompts = self.prompt_encoder(points, labels)
         grid_code = self.prompt_encoder.grid_code(grid_hw)
-        return self.image_decoder(image_embeddings, grid_code, prompts, masks=masks)
+        counted = attended(labels)
+        # Without surplus no mask is needed, which makes attention cheaper. A box or a single point
+        # fills two tokens; beyond that a GPU is not asked: the answer would wait for its queue.
+        full = labels.shape[2] <= 2 or (not labels.is_cuda and bool(counted.all()))
+        seen = None if full else counted
+        return self.image_decoder(image_embeddings, grid_code, prompts, seen, masks=masks)
 
     def caption_tokens(self, regions: RegionOutput) -> Tensor:
         """What prompts the text decoder: semantic or mask tokens, by `config.text.prompt`.

@@ -37,6 +37,15 @@ def test_against_the_formula() -> None:
     torch.testing.assert_close(attention(q, k, v, bias=bias), by_hand(q, k, v, bias))
 
 
+def test_keys_that_are_not_seen_count_nothing() -> None:
+    q, k, v = inputs()
+    seen = torch.tensor([[1, 0, 1, 1, 0, 1, 1], [0, 0, 0, 1, 0, 0, 0]]).bool()
+    found = attention(q, k, v, seen=seen)
+    for row in range(2):
+        kept = [x[row : row + 1, seen[row]] for x in (k, v)]
+        torch.testing.assert_close(found[row : row + 1], by_hand(q[row : row + 1], *kept))
+
+
 @pytest.mark.parametrize("n", [1, 3, 7])
 def test_causal_aligns_the_last_query_with_the_last_key(n) -> None:
     q, k, v = inputs(n=n, m=7)
@@ -50,14 +59,15 @@ def test_flash_is_taken_only_where_it_can(monkeypatch) -> None:
         def __init__(self, dtype=torch.bfloat16, head_dim=64, is_cuda=True):
             self.dtype, self.shape, self.is_cuda = dtype, (2, 5, 3, head_dim), is_cuda
 
-    assert door.uses_flash(Input(), bias=None)
-    assert not door.uses_flash(Input(is_cuda=False), bias=None)
-    assert not door.uses_flash(Input(dtype=torch.float32), bias=None)
-    assert not door.uses_flash(Input(head_dim=264), bias=None)
-    assert not door.uses_flash(Input(head_dim=20), bias=None)
-    assert not door.uses_flash(Input(), bias=torch.zeros(3, 5, 5))
+    assert door.uses_flash(Input(), None)
+    assert not door.uses_flash(Input(is_cuda=False), None)
+    assert not door.uses_flash(Input(dtype=torch.float32), None)
+    assert not door.uses_flash(Input(head_dim=264), None)
+    assert not door.uses_flash(Input(head_dim=20), None)
+    assert not door.uses_flash(Input(), torch.zeros(3, 5, 5))
+    assert not door.uses_flash(Input(), torch.ones(2, 5, dtype=torch.bool))
     with attention_backend("sdpa"):
-        assert not door.uses_flash(Input(), bias=None)
+        assert not door.uses_flash(Input(), None)
 
 
 def test_asking_for_flash_without_it_says_how_to_get_it() -> None:

@@ -1,9 +1,15 @@
 """Two-stage prompts: shares, counts, labels, places."""
 
+import numpy as np
 import pytest
 import torch
 
+from tap_engine.model.predictor import Tap
+from tap_engine.model.prompt_encoder import attended
+from tap_engine.model.prompts import make_prompts
 from tap_engine.schemas.errors import ConfigError
+from tap_engine.train.evaluation.clicks import prompted
+from tap_engine.train.evaluation.region_model import TapRegions
 from tap_engine.train.prompts import (
     PADDING,
     TOP_LEFT,
@@ -14,6 +20,7 @@ from tap_engine.train.prompts import (
     next_prompts,
     pick_points,
 )
+from tests.model.small import small_model
 
 PX = 64
 
@@ -203,3 +210,60 @@ def test_small_regions_get_fewer_points_where_asked(regions):
     pointed = ~first_prompts(seeds, mixed, boxes, has_mask, PX, config).is_box
     assert 0.16 < pointed[::2].float().mean() < 0.24  # 0.6 / 3
     assert 0.56 < pointed[1::2].float().mean() < 0.64
+
+
+def layouts(labels) -> dict[bool, set[int]]:
+    """Starts with a box -> how many padding tokens the decoder looks at."""
+    labels = torch.as_tensor(labels).flatten(0, -2)
+    seen = ((labels == PADDING) & attended(labels)).sum(1)
+    boxed = labels[:, 0] == TOP_LEFT
+    return {kind: set(seen[boxed == kind].tolist()) for kind in (True, False) if kind in boxed}
+
+
+AT_USE = {True: {0}, False: {1}}
+
+
+def test_what_is_trained_is_laid_out_as_what_is_used(regions):
+    seeds, masks, _, has_mask = regions
+    config = PromptConfig()
+    first = first_prompts(*regions, PX, config)
+    wrong = torch.ones(2000, 16, 16)
+    second = next_prompts(seeds, first, wrong, masks, has_mask, PX, config)
+    assert layouts(first.labels) == layouts(second.labels) == AT_USE
+    boxes_alone = next_prompts(seeds, first, wrong - 2, masks, ~has_mask, PX, config)
+    assert layouts(boxes_alone.labels) == AT_USE
+
+
+def test_people_lay_prompts_out_so():
+    mask = np.zeros((40, 60), bool)
+    mask[10:20, 30:50] = True
+    box, points = [1, 2, 30, 20], [[5, 6], [7, 8]]
+    for given in (
+        {"boxes": box},
+        {"boxes": box, "points": points, "point_labels": [0, 1]},
+        {"boxes": box, "points": points, "point_labels": [0, 4]},
+        {"points": points[:1]},
+        {"points": points, "point_labels": [1, 4]},
+        {"points": [points, points], "point_labels": [[1, 4], [1, 0]]},
+        {"mask": mask},
+    ):
+        kind = "boxes" in given
+        assert layouts(make_prompts((40, 60), **given).labels) == {kind: AT_USE[kind]}, given
+
+
+def test_the_click_protocol_lays_prompts_out_so():
+    shown = []
+
+    class Noted(TapRegions):
+        def prompt(self, points, labels, wanted):
+            shown.append(labels)
+            return super().prompt(points, labels, wanted)
+
+    model = Noted(Tap(small_model()))
+    model.set_image(np.zeros((64, 64, 3), np.uint8))
+    mask = np.zeros((1, 64, 64), bool)
+    mask[:, 10:40, 10:30] = True
+    prompted(model, 1, [1], np.array([[10.0, 10, 20, 30]]), mask)
+    assert [labels.shape[1] for labels in shown] == [2, 10, *range(2, 11)]
+    for labels, kind in zip(shown, [True] + [False] * 10, strict=True):
+        assert layouts(labels) == {kind: AT_USE[kind]}
