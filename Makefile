@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format types test test-gpu e2e demo bench wheel check clean
+.PHONY: help install lint format types test test-long test-gpu e2e mutants demo bench wheel check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,14 +30,20 @@ format: install ## rewrite in the house format
 types: install ## mypy: strict on schemas, pipeline and jobs
 	$(BIN)/mypy
 
-test: install ## the whole test suite; no GPU and no network needed
-	$(BIN)/pytest
+test: install ## the test suite, but for test-long; no GPU and no network needed
+	$(BIN)/pytest -m "not long" --numprocesses $(JOBS) --dist loadscope
+
+test-long: install ## kills and fuzzing at length, some minutes
+	$(BIN)/pytest -m long
 
 test-gpu: install ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
 
 e2e: install ## only the end-to-end tests
 	$(BIN)/pytest tests/e2e
+
+mutants: install ## known mistakes, made one at a time in a copy: the tests must fail
+	$(BIN)/python -m tests.mutants
 
 check: lint types test ## what must be green before a commit
 

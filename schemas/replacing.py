@@ -13,8 +13,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from pyarrow import fs
+if TYPE_CHECKING:
+    from pyarrow import fs
 
 
 @contextmanager
@@ -55,7 +57,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_in(filesystem: fs.FileSystem, path: str) -> Iterator[str]:
+def replacing_in(filesystem: "fs.FileSystem", path: str) -> Iterator[str]:
     """`replacing` for one file of any pyarrow filesystem, local or an object store.
 
     The name to write to is a new one every time, so several processes may build the same file; the
@@ -65,6 +67,8 @@ def replacing_in(filesystem: fs.FileSystem, path: str) -> Iterator[str]:
         filesystem: where the file is.
         path: the file, in an existing folder.
     """
+    from pyarrow import fs  # not above: the model writes checkpoints where there is no pyarrow
+
     folder, name = path.rsplit("/", 1)
     partial = f"{folder}/.{name}.{uuid.uuid4().hex}.partial"
     try:

@@ -4,6 +4,9 @@ import pytest
 
 # A test must not reach for a hub, whatever the machine allows.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Processes of pytest-xdist share the cores; threads of torch in each would wait for one another.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

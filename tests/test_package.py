@@ -9,12 +9,14 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+COMMANDS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 ROOMS = ("schemas", "pipeline", "model", "train", "jobs")
 
 
@@ -132,6 +134,6 @@ for name in names:
     assert all(Path(path).is_relative_to(bare.parent) for path in found.values())
 
 
-@pytest.mark.parametrize("command", ["tap-data", "tap-train"])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_commands_start_from_the_wheel_alone(bare: Path, command: str) -> None:
     assert f"Usage: {command}" in run(bare / command, "--help", cwd=bare)

@@ -1,0 +1,225 @@
+"""`make mutants`: makes known mistakes in a copy of the code; the tests named for each must fail.
+
+    python -m tests.mutants [NAME ...] [--list]
+
+A test that passes whatever the code does is worse than none. Every mistake here was once made on
+purpose and found by no test. A mutant whose old text is not in its file exactly once is an error:
+change the entry with the code. Exit code 1 if a mutant survives or cannot be judged.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+COPIED = ("src", "schemas", "pipeline", "model", "train", "jobs", "tests", "docs")
+LIMIT_S = 900
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One mistake.
+
+    Attributes:
+        name: to choose it by.
+        what: the mistake, in words.
+        file: path from the root.
+        old, new: the text that is replaced; `old` must occur exactly once.
+        tests: what pytest is given; at least one test of it must fail.
+    """
+
+    name: str
+    what: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def mutate(self, root: Path) -> None:
+        path = root / self.file
+        path.write_text(path.read_text().replace(self.old, self.new))
+
+    def restore(self, root: Path) -> None:
+        shutil.copy(ROOT / self.file, root / self.file)
+
+    def problem(self) -> str | None:
+        """Why this entry no longer fits the code; None if it does."""
+        path = ROOT / self.file
+        if not path.is_file():
+            return f"there is no file {self.file}"
+        times = path.read_text().count(self.old)
+        if times != 1:
+            return f"its old text is {times} times in {self.file}, expected once: {self.old!r}"
+        missing = [test for test in self.tests if not (ROOT / test.partition("::")[0]).exists()]
+        return f"there is no {', '.join(missing)}" if missing else None
+
+
+VERIFY = ("tests/pipeline/test_verify.py",)
+MUTANTS = (
+    Mutant(
+        "P4",
+        "concepts of the float32 embedding, not of the stored float16",
+        "pipeline/unit_builder.py",
+        "self._packer.pack(stored)",
+        "self._packer.pack(embeddings)",
+        ("tests/pipeline/test_unit_builder.py",),
+    ),
+    Mutant(
+        "P8",
+        "verify lets a key stand there twice",
+        "pipeline/verify.py",
+        "bad = same & (key <= previous_key)",
+        "bad = same & (key < previous_key)",
+        VERIFY,
+    ),
+    Mutant(
+        "P9",
+        "a shard named by two paths is indexed twice",
+        "pipeline/sources/sa1b.py",
+        "found.setdefault((base_name(shard.uri), shard.size), shard)",
+        "found.setdefault((shard.uri, shard.size), shard)",
+        ("tests/pipeline/sources/test_sa1b.py",),
+    ),
+    Mutant(
+        "V2",
+        "verify does not see keys of another image",
+        "pipeline/verify.py",
+        "wrong_image += int(wrong.sum())",
+        "wrong_image += 0",
+        VERIFY,
+    ),
+    Mutant(
+        "V3",
+        "verify takes any concept columns",
+        "pipeline/verify.py",
+        "return int((~good).sum())",
+        "return 0",
+        VERIFY,
+    ),
+    Mutant(
+        "V3-order",
+        "verify takes rising probabilities",
+        "pipeline/verify.py",
+        " & (np.diff(probs, axis=1) <= 0).all(1)",
+        "",
+        VERIFY,
+    ),
+    Mutant(
+        "V4",
+        "verify does not see scattered units",
+        "pipeline/verify.py",
+        "many = values[times > 1]",
+        "many = values[times > 99]",
+        VERIFY,
+    ),
+    Mutant(
+        "E1",
+        "a dry run forgets the concept columns",
+        "pipeline/estimate.py",
+        " + (4 * top_k + 4 if top_k else 0)",
+        "",
+        ("tests/pipeline/test_estimate.py",),
+    ),
+    Mutant(
+        "E1-fixed",
+        "a dry run forgets the unit column",
+        "pipeline/estimate.py",
+        "_FIXED_REGION_BYTES = 8 + 8 + 8 + 1 + 8 +",
+        "_FIXED_REGION_BYTES = 8 + 8 + 8 + 1 +",
+        ("tests/pipeline/test_estimate.py",),
+    ),
+    Mutant(
+        "layout",
+        "one worker per GPU, however many GPUs a worker has",
+        "pipeline/layout.py",
+        "int(gpus / gpus_each)",
+        "int(gpus)",
+        ("tests/pipeline/test_layout.py",),
+    ),
+    Mutant(
+        "wheel",
+        "data files of rooms are left out of the wheel",
+        "pyproject.toml",
+        '[tool.setuptools.package-data]\n"*" = ["*"]',
+        '[tool.setuptools.package-data]\n"*" = ["py.typed"]',
+        ("tests/test_package.py",),
+    ),
+)
+
+
+def copy_of_tree(folder: Path) -> Path:
+    """What tests need of the checkout, with the links; written files stay out of it."""
+    root = folder / "tap-engine"
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    for name in COPIED:
+        shutil.copytree(ROOT / name, root / name, symlinks=True, ignore=ignored)
+    for name in ("pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt"):
+        shutil.copy(ROOT / name, root / name)
+    return root
+
+
+def run_tests(root: Path, tests: Sequence[str]) -> tuple[int, str]:
+    """pytest's exit code, 0 if all passed and 1 if some failed, and the end of what it said."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
+    environment = {**os.environ, "PYTHONPATH": str(root / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        done = subprocess.run(
+            command, cwd=root, env=environment, capture_output=True, text=True, timeout=LIMIT_S
+        )
+    except subprocess.TimeoutExpired:
+        return -1, f"not finished after {LIMIT_S} s"
+    return done.returncode, "\n".join((done.stdout + done.stderr).splitlines()[-15:])
+
+
+def judge(mutants: Sequence[Mutant], root: Path) -> int:
+    """How many of the mutants survive or cannot be judged; says what became of each."""
+    needed = sorted({test for mutant in mutants for test in mutant.tests})
+    print(f"unchanged: {len(needed)} test files", flush=True)
+    code, said = run_tests(root, needed)
+    if code:
+        print(f"{said}\nthe tests must pass before any mistake is made")
+        return len(mutants)
+    alive = 0
+    for mutant in mutants:
+        mutant.mutate(root)
+        code, said = run_tests(root, mutant.tests)
+        mutant.restore(root)
+        verdict = {0: "SURVIVED", 1: "killed"}.get(code, "NOT JUDGED")
+        alive += verdict != "killed"
+        print(f"{verdict:10s} {mutant.name:10s} {mutant.file}: {mutant.what}", flush=True)
+        if verdict == "NOT JUDGED":
+            print(said)
+    print(f"{len(mutants)} mutants, {len(mutants) - alive} killed")
+    return alive
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    known = {mutant.name: mutant for mutant in MUTANTS}
+    parser.add_argument("names", nargs="*", metavar="NAME", help="all of them by default")
+    parser.add_argument("--list", action="store_true", help="print the mutants; run nothing")
+    given = parser.parse_args()
+    if unknown := set(given.names) - known.keys():
+        parser.error(f"unknown mutant {', '.join(unknown)}; known: {', '.join(known)}")
+    chosen = [known[name] for name in given.names] or list(MUTANTS)
+    problems = {mutant.name: problem for mutant in chosen if (problem := mutant.problem())}
+    for name, problem in problems.items():
+        print(f"ERROR      {name}: {problem}")
+    if given.list:
+        for mutant in chosen:
+            print(f"{mutant.name:10s} {mutant.file}: {mutant.what}; {' '.join(mutant.tests)}")
+        return bool(problems)
+    judged = [mutant for mutant in chosen if mutant.name not in problems]
+    with tempfile.TemporaryDirectory() as folder:
+        alive = judge(judged, copy_of_tree(Path(folder)))
+    return 1 if alive or problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
