@@ -104,6 +104,15 @@ def train_teacher(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     batch: Annotated[int | None, typer.Option(help="Crops a step.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and sampling.")] = None,
+    whole_scenes: Annotated[
+        int | None,
+        typer.Option(help="Whole scenes a step: for a backbone of Open-Vocabulary SAM."),
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="At its highest.")] = None,
+    warmup: Annotated[int | None, typer.Option(help="Steps of rise before it.")] = None,
+    start: Annotated[
+        str | None, typer.Option(help="Teacher to go on from: a folder, or sample.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
     threads: Annotated[int, typer.Option(help="Of torch on the CPU.")] = 1,
     workers: Annotated[int, typer.Option(help="Processes that draw; 0 chooses.")] = 0,
@@ -127,6 +136,10 @@ def train_teacher(
             "batch": batch,
             "seed": seed,
             "device": device,
+            "whole_scenes": whole_scenes,
+            "learning_rate": learning_rate,
+            "warmup": warmup,
+            "start": start,
         }
         config = TeacherTrainingConfig(
             **{name: value for name, value in chosen.items() if value is not None}  # type: ignore[arg-type]

@@ -308,7 +308,7 @@ class ImageDecoder(nn.Module):
         )
         if masks:
             logits = run_block(self._masks, mask_tokens, cells, fine, recompute=recompute)
-            mask_logits = _cells_to_pixels(logits, grid_hw)
+            mask_logits = cells_to_pixels(logits, grid_hw)
         else:
             mask_logits = tokens.new_empty(batch, count, NUM_OUTPUTS, 0, 0)
         return RegionOutput(
@@ -333,29 +333,37 @@ class ImageDecoder(nn.Module):
         kernels = torch.stack(
             [mlp(mask_tokens[:, :, index]) for index, mlp in enumerate(self.mask_pred)], dim=2
         )
-        features = self._upscale(cells, fine)
+        features = upscale(self.output_conv, cells, fine)
         logits = kernels @ features.flatten(2, 4).transpose(2, 3)
         return logits if self.mask_bias is None else logits + self.mask_bias
 
-    def _upscale(self, cells: Tensor, fine: Tensor) -> Tensor:
-        """-> [B, P, N, 4, 4, D / 8].
 
-        Source of the detail: SAM 2's mask decoder adds features of stride 8 and 4 at these places.
-        """
-        if not self.detail:
-            return self.output_conv(cells)
-        to_half, norm, act, to_quarter, last_act = self.output_conv
-        half, quarter = (
-            fine.flatten(2).transpose(1, 2).unsqueeze(1).split((self.dim, 2 * self.dim), -1)
-        )
-        # A cell's pixels, rows first, as quarters and as quarters of quarters.
-        half = half.unflatten(-1, (-1, 4)).transpose(-1, -2)
-        quarter = quarter.unflatten(-1, (-1, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 5, 7, 3)
-        x = act(norm(to_half(cells) + half))
-        return last_act(to_quarter(x) + quarter.flatten(5, 6).flatten(3, 4))
+def upscale(output_conv: nn.Sequential, cells: Tensor, fine: Tensor) -> Tensor:
+    """Cells -> the pixels that a mask's kernel is applied to.
+
+    Source of the detail: SAM 2's mask decoder adds features of stride 8 and 4 at these places.
+
+    Args:
+        output_conv: quarters, norm, activation, quarters, activation.
+        cells: [B, P, N, D].
+        fine: [B, 3 * D, h, w] of the encoder's finer levels, or [B, 0, h, w].
+
+    Returns:
+        [B, P, N, 4, 4, D / 8], quarters of quarters.
+    """
+    if not fine.shape[1]:
+        return output_conv(cells)
+    to_half, norm, act, to_quarter, last_act = output_conv
+    dim = fine.shape[1] // 3
+    half, quarter = fine.flatten(2).transpose(1, 2).unsqueeze(1).split((dim, 2 * dim), -1)
+    # A cell's pixels, rows first, as quarters and as quarters of quarters.
+    half = half.unflatten(-1, (-1, 4)).transpose(-1, -2)
+    quarter = quarter.unflatten(-1, (-1, 2, 2, 2, 2)).permute(0, 1, 2, 4, 6, 5, 7, 3)
+    x = act(norm(to_half(cells) + half))
+    return last_act(to_quarter(x) + quarter.flatten(5, 6).flatten(3, 4))
 
 
-def _cells_to_pixels(x: Tensor, grid_hw: torch.Size) -> Tensor:
+def cells_to_pixels(x: Tensor, grid_hw: torch.Size) -> Tensor:
     """[B, P, M, N * 16], quarters of quarters last -> [B, P, M, 4h, 4w]."""
     h, w = grid_hw
     x = x.unflatten(-1, (h, w, 2, 2, 2, 2))

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tap_engine.pipeline.concepts import SOURCE_TEMPLATES, TARGET_TEMPLATES
@@ -28,12 +29,21 @@ from tap_engine.pipeline.sample.teacher_crops import TINT_WORDS, LabelledCrops, 
 from tap_engine.pipeline.sample.teacher_model import (
     CROPS,
     PREPROCESS_CONFIG,
+    WEIGHTS_FILE,
     new_model,
+    sample_teacher_dir,
     write_config,
     write_teacher,
 )
+from tap_engine.pipeline.sample.teacher_scenes import (
+    LabelledScenes,
+    boxes_with_background,
+    encode_in_place,
+    prepare_scenes,
+    scene_batch,
+)
 from tap_engine.pipeline.sample.world import RENDERER_VERSION
-from tap_engine.pipeline.teacher import LOCAL_FOLDER, open_tokenizer
+from tap_engine.pipeline.teacher import LOCAL_FOLDER, SAMPLE_TEACHER, open_tokenizer
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.provenance import Provenance, software
 from tap_engine.schemas.replacing import replacing
@@ -66,6 +76,11 @@ class TeacherTrainingConfig:
         weight_decay: on matrices only.
         seed: of weights and sampling.
         device: "cpu", "cuda", ...
+        whole_scenes: scenes a step that are seen whole: their things are named in place and as
+            boxes with their background (teacher_scenes.py). 0 makes a teacher for crops alone;
+            a backbone of Open-Vocabulary SAM needs some.
+        start: folder of a teacher to go on from; "sample" is the shipped one, empty starts at
+            random.
     """
 
     scenes: int = 4000
@@ -81,6 +96,8 @@ class TeacherTrainingConfig:
     weight_decay: float = 0.05
     seed: int = 0
     device: str = "cpu"
+    whole_scenes: int = 0
+    start: str = ""
 
     def __post_init__(self) -> None:
         """Refuse settings without a meaning."""
@@ -137,8 +154,12 @@ def train_teacher(
             workers=workers,
             progress=drawing(part),
         )
+    whole = None
+    if config.whole_scenes:
+        names = [SceneName(config.world_seed, "train", index) for index in range(config.scenes)]
+        whole = prepare_scenes(out / "work" / "whole", names, 256, drawing("whole"))
     write_config(out)
-    run = _Run(out, config, parts["train"])
+    run = _Run(out, config, parts["train"], whole)
     run.resume()
     run.train(lambda done, text: tell("train", done, config.steps, text))
     rows = evaluate_teacher(run.model, run.tokens_of, parts["validation"])
@@ -222,10 +243,18 @@ def encode_texts(model: Any, tokens: Tensor) -> Tensor:
 class _Run:
     """Model, optimiser and sampler of one training run."""
 
-    def __init__(self, out: Path, config: TeacherTrainingConfig, crops: LabelledCrops) -> None:
-        self.out, self.config, self.crops = out, config, crops
+    def __init__(
+        self,
+        out: Path,
+        config: TeacherTrainingConfig,
+        crops: LabelledCrops,
+        whole: LabelledScenes | None = None,
+    ) -> None:
+        self.out, self.config, self.crops, self.whole = out, config, crops, whole
         torch.manual_seed(config.seed)
         model: Any = new_model().to(config.device)
+        if config.start:
+            model.load_state_dict(_weights_of(config.start))
         self.model = model.to(memory_format=torch.channels_last)
         tokenizer = open_tokenizer(f"{LOCAL_FOLDER}{out}")
         self.tokens_of: Callable[[Sequence[str]], Tensor] = lambda texts: tokenizer(list(texts)).to(
@@ -243,10 +272,10 @@ class _Run:
         )
         self.step = 0
         self.names = load_vocabulary(DEFAULT_VOCABULARY).names
-        whole = crops.kind != KINDS.index("part")
-        self.shown = np.unique(crops.concept[whole])
-        self.wholes = _rows_by_concept(crops.concept, whole, len(self.names))
-        self.parts = _rows_by_concept(crops.concept, ~whole, len(self.names))
+        is_whole = crops.kind != KINDS.index("part")
+        self.shown = np.unique(crops.concept[is_whole])
+        self.wholes = _rows_by_concept(crops.concept, is_whole, len(self.names))
+        self.parts = _rows_by_concept(crops.concept, ~is_whole, len(self.names))
 
     def resume(self) -> None:
         """Take up the last checkpoint, if there is one."""
@@ -296,6 +325,8 @@ class _Run:
         by_image = F.cross_entropy(logits, target)
         by_text = F.cross_entropy(logits[:, : len(images)].T, target)
         loss = (by_image + by_text) / 2
+        if self.whole is not None:
+            loss = (loss + self._whole_loss(self.whole)) / 2
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -303,6 +334,31 @@ class _Run:
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(_MAX_LOGIT_SCALE))
         return float(loss.detach())
+
+    def _whole_loss(self, scenes: LabelledScenes) -> Tensor:
+        """Cross entropy of the things of some whole scenes over their names and others'."""
+        config = self.config
+        rng = np.random.default_rng([config.seed, self.step, 1])
+        mean, std = PREPROCESS_CONFIG["mean"], PREPROCESS_CONFIG["std"]
+        batch = scene_batch(scenes, config.whole_scenes, rng, mean, std)
+        there, target = np.unique(batch.concepts, return_inverse=True)
+        others = rng.permutation(np.setdiff1d(np.arange(len(self.names)), there))
+        chosen = [*there, *others[: max(config.batch + config.negatives - len(there), 0)]]
+        template = TEMPLATES[rng.choice(len(TEMPLATES), p=[0.5, 0.25, 0.25])]
+        texts = [template.format(self.names[i]) for i in chosen]
+        names = F.normalize(encode_texts(self.model, self.tokens_of(texts)), dim=-1)
+        images, rois = batch.images.to(config.device), batch.rois.to(config.device)
+        boxes = boxes_with_background(images, rois, self.model.visual.image_size)
+        with torch.autocast(images.device.type, torch.bfloat16):
+            cut_out = self.model.encode_image(boxes.contiguous(memory_format=torch.channels_last))
+        losses = [
+            F.cross_entropy(
+                self.model.logit_scale.exp() * F.normalize(features.float(), dim=-1) @ names.T,
+                torch.from_numpy(target).to(config.device),
+            )
+            for features in (encode_in_place(self.model, images, rois), cut_out)
+        ]
+        return (losses[0] + losses[1]) / 2
 
     def _batch(self, rng: np.random.Generator) -> tuple[Tensor, list[str]]:
         """Crops of different concepts, their texts, and texts of concepts that are not there."""
@@ -350,6 +406,15 @@ def _schedule(step: int, config: TeacherTrainingConfig) -> float:
         return (step + 1) / config.warmup
     share = (step - config.warmup) / max(config.steps - config.warmup, 1)
     return 0.01 + 0.99 * (1 + math.cos(math.pi * min(share, 1.0))) / 2
+
+
+def _weights_of(start: str) -> dict[str, Tensor]:
+    """The weights of a teacher's folder, in float32."""
+    folder = sample_teacher_dir() if start == SAMPLE_TEACHER else Path(start)
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise ConfigError(f"no teacher to start from: {folder} holds no {WEIGHTS_FILE}")
+    tensors = load_file(folder / WEIGHTS_FILE)
+    return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
 def _rows_by_concept(

@@ -2,7 +2,7 @@ import torch
 import torch.nn.functional as F
 
 from tap_engine.model.config import DecoderConfig
-from tap_engine.model.image_decoder import ImageDecoder, _cells_to_pixels
+from tap_engine.model.image_decoder import ImageDecoder, cells_to_pixels, upscale
 
 
 def make(**settings) -> tuple[ImageDecoder, torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -102,6 +102,6 @@ def test_detail_is_added_at_its_own_pixels() -> None:
     expected = last_act(x + quarter)  # [B, D / 8, 4h, 4w]
 
     fine = torch.cat([F.pixel_unshuffle(half, 2), F.pixel_unshuffle(quarter, 4)], 1)
-    found = decoder._upscale(cells.flatten(2).transpose(1, 2).unsqueeze(1), fine)
-    found = _cells_to_pixels(found.flatten(3, 4).flatten(2, 3).transpose(2, 3), (6, 6)).squeeze(1)
+    found = upscale(decoder.output_conv, cells.flatten(2).transpose(1, 2).unsqueeze(1), fine)
+    found = cells_to_pixels(found.flatten(3, 4).flatten(2, 3).transpose(2, 3), (6, 6)).squeeze(1)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from tap_engine.pipeline.sample import teacher_training
+from tap_engine.pipeline.sample import teacher_scenes, teacher_training
 from tap_engine.pipeline.sample.files import SceneName
 from tap_engine.pipeline.sample.teacher_crops import crop_scene, prepare_crops
 from tap_engine.pipeline.sample.teacher_model import CROPS, new_model
@@ -160,3 +161,37 @@ def test_training_learns_to_tell_a_few_crops_apart(tmp_path: Path) -> None:
     # The number is a running mean; chance is ln 24 by image and ln 12 by text, 2.8 on average.
     assert losses[0] > 2.2
     assert losses[-1] < 1.4
+
+
+def test_whole_scenes_train_the_features_in_place(tmp_path: Path) -> None:
+    """Going on from the shipped teacher with whole scenes names things where they stand."""
+    config = TeacherTrainingConfig(
+        scenes=6,
+        validation=2,
+        steps=3,
+        batch=8,
+        negatives=4,
+        warmup=1,
+        world_seed=60_001,
+        whole_scenes=2,
+        start="sample",
+    )
+    train_teacher(tmp_path / "out", config, workers=1)
+    names = [SceneName(60_001, "train", index) for index in range(6)]
+    scenes = teacher_scenes.prepare_scenes(tmp_path / "out" / "work" / "whole", names, 256)
+    assert len(scenes) == 6 and all(len(boxes) for boxes in scenes.boxes)
+    batch = teacher_scenes.scene_batch(scenes, 3, np.random.default_rng(0), (0, 0, 0), (1, 1, 1))
+    assert batch.images.shape == (3, 3, 256, 256)
+    assert len(batch.rois) == len(batch.concepts)
+    assert (batch.rois[:, 3:] > batch.rois[:, 1:3]).all()
+    model = new_model().eval()
+    found = teacher_scenes.encode_in_place(model, batch.images, batch.rois)
+    assert found.shape == (len(batch.rois), 128)
+    # A picture that is one region's box is pooled as CLIP pools the whole picture.
+    one = torch.rand(1, 3, 64, 64)
+    roi = torch.tensor([[0.0, 0, 0, 64, 64]])
+    torch.testing.assert_close(
+        teacher_scenes.encode_in_place(model, one, roi), model.encode_image(one), atol=1e-4, rtol=0
+    )
+    with pytest.raises(ConfigError, match="no teacher to start from"):
+        train_teacher(tmp_path / "other", replace(config, start=str(tmp_path)), workers=1)

@@ -1,0 +1,1 @@
+"""Training of Open-Vocabulary SAM: distillation, then the head that names regions."""
