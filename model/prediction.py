@@ -13,7 +13,7 @@ from PIL import Image
 from tap_engine.model.concepts import ConceptTable
 from tap_engine.model.device import resolve_device
 from tap_engine.model.image_input import Rgb, open_image, open_mask
-from tap_engine.model.picture import describe, draw_regions
+from tap_engine.model.picture import Prompt, describe, draw_marks, region_mark
 from tap_engine.model.predictor import Region, Tap
 from tap_engine.model.prompt_encoder import Label
 from tap_engine.schemas import rle
@@ -81,7 +81,7 @@ def run_prediction(request: PredictRequest, embed: EmbedNames) -> Iterator[str]:
         found = tap.predict(mask=open_mask(path), top_k=request.top_k)
         named += [({"mask": str(path)}, region) for region in found]
     out = request.out or Path(f"{request.image.stem}.tap.png")
-    _save_picture(out, rgb, [region for _, region in named])
+    _save_picture(out, rgb, named)
     content = [_as_json(prompt, region) for prompt, region in named]
     if request.json_out is not None and str(request.json_out) == "-":
         yield json.dumps(content, indent=1)
@@ -122,11 +122,23 @@ def _as_json(prompt: dict[str, Any], region: Region) -> dict[str, Any]:
     }
 
 
-def _save_picture(path: Path, rgb: Rgb, regions: list[Region]) -> None:
+def _save_picture(path: Path, rgb: Rgb, named: list[tuple[dict[str, Any], Region]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix.lower() not in Image.registered_extensions():
         raise ConfigError(f"--out {path}: expected a picture's ending, like .png or .jpg")
-    draw_regions(rgb, regions).save(path)
+    marks = [
+        region_mark(
+            region,
+            Prompt(
+                box_xyxy=prompt.get("box"),
+                points=prompt.get("points", ()),
+                labels=prompt.get("labels", ()),
+            ),
+            number=number,
+        )
+        for number, (prompt, region) in enumerate(named)
+    ]
+    draw_marks(rgb, marks).save(path)
 
 
 def _concept_names(text: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from tap_engine.model.picture import PANEL_PX, Mark, draw_marks
 from tap_engine.pipeline.crop import decode_image
 from tap_engine.pipeline.query import concept_names
 from tap_engine.pipeline.store import Store, rows_of_keys
@@ -77,7 +78,7 @@ class RegionView:
     Attributes:
         row: columns of `regions` but for the vectors and the mask.
         concepts: (name, probability), most probable first; empty if the store keeps none.
-        picture: [h, w, 3] uint8 RGB, the region with some context, the rest dimmed.
+        picture: [h, w, 3] uint8 RGB, the region with some context, enlarged to `PANEL_PX`.
     """
 
     row: Mapping[str, Any]
@@ -103,11 +104,12 @@ def view_region(store: Store, key: int, *, top: int = 5, context: float = 0.3) -
         names = concept_names(store)
         pairs = zip(row["concept_ids"], row["concept_probs"], strict=True)
         concepts = [(names[index], float(share)) for index, share in list(pairs)[:top]]
+    best = concepts[0] if concepts else None
     hidden = ("embedding", "concept_ids", "concept_probs", "rle")
     return RegionView(
         {name: value for name, value in row.items() if name not in hidden},
         concepts,
-        _picture(read_image(store, row["image_id"]), row["rle"], row["bbox_xywh"], context),
+        _picture(read_image(store, row["image_id"]), row["rle"], row["bbox_xywh"], context, best),
     )
 
 
@@ -133,29 +135,28 @@ def save_picture(picture: npt.NDArray[np.uint8], path: str) -> None:
 
 
 def _picture(
-    image: npt.NDArray[np.uint8], counts: bytes | None, box: list[float], context: float
+    image: npt.NDArray[np.uint8],
+    counts: bytes | None,
+    box: list[float],
+    context: float,
+    concept: tuple[str, float] | None,
 ) -> npt.NDArray[np.uint8]:
     height, width = image.shape[:2]
     margin_x, margin_y = context * box[2] + 8, context * box[3] + 8
     left, top = max(int(box[0] - margin_x), 0), max(int(box[1] - margin_y), 0)
     right = min(int(np.ceil(box[0] + box[2] + margin_x)), width)
     bottom = min(int(np.ceil(box[1] + box[3] + margin_y)), height)
-    picture = image[top:bottom, left:right].copy()
+    window = (left, top, right, bottom)
     if counts is None:
-        inside = np.zeros(picture.shape[:2], bool)
-        inside[
-            int(box[1]) - top : int(box[1] + box[3]) - top,
-            int(box[0]) - left : int(box[0] + box[2]) - left,
-        ] = True
+        inside = np.zeros((bottom - top, right - left), np.uint8)
+        columns = slice(int(box[0]) - left, int(box[0] + box[2]) - left)
+        inside[int(box[1]) - top : int(box[1] + box[3]) - top, columns] = 1
     else:
-        runs = rle.runs(counts, (height, width))
-        inside = rle.decode_window(runs, (height, width), (left, top, right, bottom)) > 0
-    picture[~inside] //= 3
-    # outline: inside pixels with a neighbour outside
-    padded = np.pad(inside, 1)
-    core = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
-    picture[inside & ~core] = (255, 220, 0)
-    return picture
+        inside = rle.decode_window(rle.runs(counts, (height, width)), (height, width), window)
+    name = "region" if concept is None else concept[0]
+    text = "" if concept is None else f"{name} {concept[1]:.2f}"
+    mark = Mark(mask=inside, name=name, text=text)
+    return np.asarray(draw_marks(image[top:bottom, left:right], [mark], side_px=PANEL_PX))
 
 
 def _counts(column: Any) -> dict[str, int]:

@@ -15,9 +15,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tap_engine.model.image_input import Rgb
-from tap_engine.model.picture import draw_regions
-from tap_engine.model.predictor import Concept, Region, Tap
+from tap_engine.model.picture import (
+    PAIR_PX,
+    Mark,
+    Prompt,
+    draw_marks,
+    draw_sheet,
+    region_mark,
+    top_level,
+)
+from tap_engine.model.predictor import Tap
 from tap_engine.schemas import rle
 from tap_engine.schemas.errors import ConfigError, StoreError
 from tap_engine.schemas.truth import Truth
@@ -33,9 +40,6 @@ from tap_engine.train.held_out_data import (
     stored_images,
     things_of,
 )
-
-_PANEL_PX = 512
-"""Pictures of smaller images are enlarged, by whole numbers, towards this side."""
 
 KIND_COLUMNS = ("all", "object", "part", "stuff")
 
@@ -253,54 +257,51 @@ def _opened(path: Path, store: str) -> tuple[Tap, StoreReader, ConceptSpace | No
 def draw(
     tap: Tap, space: ConceptSpace | None, reader: StoreReader, count: int, split: str = ""
 ) -> Image.Image:
-    """The first images of a split one below the other: masks and names, or else captions."""
+    """Draws the first images of a split twice: the truth beside the prediction."""
     if space is not None and "embedding" in reader.columns:
+        left = "true masks, the teacher's names"
         pairs = [pair(tap, space, stored) for stored in stored_images(reader, count, split)]
     else:
+        left = "boxes with their phrases"
         pairs = [draw_captions(tap, stored) for stored in reader.first(count, split)]
-    sheet = Image.new("RGB", (max(p.shape[1] for p in pairs), sum(len(p) for p in pairs)))
-    top = 0
-    for side_by_side in pairs:
-        sheet.paste(Image.fromarray(side_by_side), (0, top))
-        top += len(side_by_side)
-    return sheet
+    columns = 2 if len(pairs) == 1 else 4
+    heads = (left, "prediction from the boxes") * 2
+    return draw_sheet([side for both in pairs for side in both], columns=columns, heads=heads)
 
 
-def pair(tap: Tap, space: ConceptSpace, stored: StoredImage, most: int = 12) -> Rgb:
-    """One image twice: true masks with the teacher's names, and what the model makes of the boxes.
+def pair(
+    tap: Tap, space: ConceptSpace, stored: StoredImage, most: int = 12
+) -> tuple[Image.Image, Image.Image]:
+    """Draws one image twice.
 
     Args:
         tap: the model.
         space: concepts of the store.
         stored: an image of `stored_images`, with embeddings.
-        most: regions shown, the largest.
+        most: number of regions shown: the largest that lie inside no larger one.
 
     Returns:
-        [Z H, 2 Z W, 3] uint8; Z above 1 for small images, whose names need room.
+        The true masks with the teacher's names, and what the model predicts from their boxes.
     """
     rgb = pixels_of(stored)
     masks, boxes = _masks(stored), boxes_xyxy_of(stored)
-    shown = np.argsort(-masks.sum((1, 2)))[:most]
-    teacher = _teacher(space, stored)
-    names, scores = teacher.exp().max(-1)[::-1]
-    true = [
-        Region(
-            mask=masks[i],
-            iou=1.0,
-            candidate=0,
-            concepts=(Concept(space.names[names[i]], float(scores[i])),),
-            entropy=0.0,
-            caption=None,
-            sem_token=np.empty(0, np.float32),
-            sem_embed=np.empty(0, np.float32),
-        )
-        for i in shown
-    ]
+    largest = np.argsort(-masks.sum((1, 2)), kind="stable")[: 3 * most]
+    shown = largest[top_level([masks[i] for i in largest])[:most]]
+    scores, names = _teacher(space, stored).exp().max(-1)
+    true = []
+    for i in shown:
+        name = space.names[names[i]]
+        true.append(Mark(mask=masks[i], name=name, text=f"{name} {float(scores[i]):.2f}"))
     tap.set_image(rgb)
-    predicted = tap.predict(boxes=boxes[shown]) if len(shown) else []
-    zoom = max(1, _PANEL_PX // max(rgb.shape[:2]))
-    sides = [np.asarray(draw_regions(rgb, found, zoom=zoom)) for found in (true, predicted)]
-    return np.concatenate(sides, axis=1)
+    found = tap.predict(boxes=boxes[shown]) if len(shown) else []
+    predicted = [
+        region_mark(region, Prompt(box_xyxy=box))
+        for region, box in zip(found, boxes[shown].tolist(), strict=True)
+    ]
+    return (
+        draw_marks(rgb, true, side_px=PAIR_PX),
+        draw_marks(rgb, predicted, side_px=PAIR_PX),
+    )
 
 
 def _measure_image(

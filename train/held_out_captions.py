@@ -12,11 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-from tap_engine.model.picture import draw_regions
-from tap_engine.model.predictor import Region, Tap
+from tap_engine.model.picture import PAIR_PX, Mark, Prompt, draw_marks, region_mark
+from tap_engine.model.predictor import Tap
 from tap_engine.schemas.truth import OBJECT, STUFF, Thing, Truth
 from tap_engine.train.data.store_reader import StoredImage, StoreReader
 from tap_engine.train.evaluation.scoring_captions import PLAIN, score_captions
@@ -196,22 +195,29 @@ def _largest_share(words: Sequence[str]) -> float:
     return max(Counter(words).values()) / len(words)
 
 
-def draw_captions(tap: Tap, stored: StoredImage, most: int = 6) -> npt.NDArray[np.uint8]:
-    """One image twice: boxes with their phrases left, masks with the model's captions right.
+def draw_captions(tap: Tap, stored: StoredImage, most: int = 6) -> tuple[Image.Image, Image.Image]:
+    """Draws one image twice.
+
+    Args:
+        tap: the model.
+        stored: an image with captions.
+        most: number of regions shown, the first.
 
     Returns:
-        [H, 2 W, 3] uint8.
+        The boxes with their phrases, and what the model predicts from the boxes.
     """
     rgb = pixels_of(stored)
     questions = [q for q in _questions(stored, None) if q.references][:most]
     boxes = boxes_xyxy_of(stored)[[question.row for question in questions]]
-    none = np.empty(0, np.float32)
-    true = []
-    for question, (left, top, right, bottom) in zip(questions, boxes, strict=True):
-        mask = np.zeros(rgb.shape[:2], np.bool_)
-        mask[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = True
-        true.append(Region(mask, 1.0, 0, (), 0.0, question.references[0], none, none))
+    nothing = np.zeros(rgb.shape[:2], np.bool_)
+    true = [
+        Mark(mask=nothing, name=phrase, text=phrase, prompt=Prompt(box_xyxy=box))
+        for phrase, box in zip((q.references[0] for q in questions), boxes.tolist(), strict=True)
+    ]
     tap.set_image(rgb)
-    predicted = tap.predict(boxes=boxes) if len(boxes) else []
-    sides: list[Image.Image] = [draw_regions(rgb, regions) for regions in (true, predicted)]
-    return np.concatenate([np.asarray(side) for side in sides], axis=1)
+    found = tap.predict(boxes=boxes) if len(boxes) else []
+    predicted = [
+        region_mark(region, Prompt(box_xyxy=box), number=number)
+        for number, (region, box) in enumerate(zip(found, boxes.tolist(), strict=True))
+    ]
+    return draw_marks(rgb, true, side_px=PAIR_PX), draw_marks(rgb, predicted, side_px=PAIR_PX)

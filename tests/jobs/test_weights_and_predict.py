@@ -54,7 +54,7 @@ def test_predict_writes_a_picture_and_json(folder, tmp_path) -> None:
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     assert f"wrote {out}" in result.output
-    assert Image.open(out).size == (80, 48)
+    assert Image.open(out).size == (1120, 672), "a small picture is enlarged"
     regions = json.loads(report.read_text())
     assert [next(iter(r["prompt"])) for r in regions] == ["box", "box", "points", "mask"]
     assert regions[2]["prompt"]["labels"] == [1, 0]

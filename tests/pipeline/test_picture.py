@@ -75,7 +75,7 @@ def test_wrong_and_unknown_regions_look_different() -> None:
 def test_a_sheet_holds_all_scenes(tmp_path: Path) -> None:
     wide = PictureScene(image_rgb=np.full((50, 100, 3), 90, np.uint8), regions=[])
     sheet = draw_picture([wide] * 5, panel_px=100, columns=3, title="five")
-    assert sheet.size == (3 * 110 + 10, 2 * 110 + 10 + 45)
+    assert sheet.size == (3 * 110 + 10, 2 * 60 + 45)
     sheet.save(tmp_path / "sheet.png")
     below_the_title = np.asarray(sheet)[45:]  # a letter's edge may have the panels' grey
     panels = (below_the_title == 90).all(axis=-1).sum()
