@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tap_engine.jobs.output import EVALUATE, command_errors
+from tap_engine.train.evaluation.tasks import task_names
 
 if TYPE_CHECKING:
     from tap_engine.train.evaluation.report import Score
+    from tap_engine.train.evaluation.request import DataEngine
 
 
 def register(app: typer.Typer) -> None:
@@ -36,8 +38,7 @@ def evaluate(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help="segmentation, classification, names, captions, prompts; repeatable, all that "
-            "the data allow by default."
+            help=f"{', '.join(task_names())}; repeatable, all that data and model allow by default."
         ),
     ] = None,
     images: Annotated[str | None, typer.Option(help="Image folder of a json or pickle.")] = None,
@@ -84,8 +85,8 @@ def evaluate(
     The same command again continues where it stopped. Under torchrun, ranks share the images.
     """
     with command_errors():
-        from tap_engine.jobs.eval_data import DataChoice
-        from tap_engine.jobs.evaluation import EvalRequest, run_evaluation
+        from tap_engine.train.evaluation.data_choice import DataChoice
+        from tap_engine.train.evaluation.request import EvalRequest, run_evaluation
 
         choice = DataChoice(
             name=data,
@@ -113,7 +114,7 @@ def evaluate(
             data_name=data_name,
             box_source=box_source,
         )
-        scores = run_evaluation(request, _progress)
+        scores = run_evaluation(request, _data_engine(), _progress)
         if scores:
             folder = None if "://" in out else Path(out)
             if folder is not None:
@@ -150,7 +151,8 @@ def ablate(
     The same command again continues where it stopped.
     """
     with command_errors():
-        from tap_engine.jobs.ablation import AblationRequest, run_ablation
+        from tap_engine.jobs.train_commands import with_sample_trunk
+        from tap_engine.train.ablation import AblationRequest, run_ablation
         from tap_engine.train.loop import Interrupted
 
         request = AblationRequest(
@@ -164,7 +166,7 @@ def ablate(
             model=model,
         )
         try:
-            scores = run_ablation(request, _progress)
+            scores = run_ablation(request, _data_engine(), with_sample_trunk, _progress)
         except Interrupted as stopped:
             typer.echo(f"{stopped}; the same command goes on", err=True)
             sys.exit(128 + stopped.signal)
@@ -175,7 +177,7 @@ def score(
     protocol: Annotated[
         str,
         typer.Option(
-            help="coco-segm, coco-bbox, lvis-segm, lvis-bbox, captions, prompts or names."
+            help="coco-segm, coco-bbox, lvis-segm, lvis-bbox, or the name of another task."
         ),
     ],
     truth: Annotated[
@@ -229,7 +231,8 @@ def score(
         if truth.endswith(".json") and not limit:
             found = score_files.score_files(config, truth, predictions, _progress)
         else:
-            from tap_engine.jobs.eval_data import DataChoice, evaluation_set
+            from tap_engine.jobs.sample_eval import sample_set
+            from tap_engine.train.evaluation.data_choice import DataChoice, evaluation_set
 
             choice = DataChoice(
                 name=truth,
@@ -239,7 +242,8 @@ def score(
                 truth_table=truth_table,
                 limit=limit,
             )
-            found = score_files.score(config, evaluation_set(choice).truth, predictions, _progress)
+            truth_set = evaluation_set(choice, sample_set)
+            found = score_files.score(config, truth_set.truth, predictions, _progress)
         if out is not None:
             _save([found], out)
         _show([found], out, as_json=as_json)
@@ -285,6 +289,17 @@ def _show(
         (out / "report.md").write_text(human)
         (out / "report.json").write_text(machine + "\n")
         typer.echo(f"written: {out}/report.md and report.json", err=True)
+
+
+def _data_engine() -> "DataEngine":
+    from tap_engine.jobs.crop_baseline import CropClassifier
+    from tap_engine.jobs.data_engine import embed_names
+    from tap_engine.jobs.sample_eval import sample_set
+    from tap_engine.train.evaluation.request import DataEngine
+
+    return DataEngine(
+        draw_samples=sample_set, embed_names=embed_names, classify_crops=CropClassifier
+    )
 
 
 def _progress(line: str) -> None:

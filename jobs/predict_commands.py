@@ -68,6 +68,6 @@ def predict(
 
 
 def _embed(names: tuple[str, ...], teacher: str) -> "ConceptTable":
-    from tap_engine.jobs.teacher_names import embed_names  # the data engine, only where needed
+    from tap_engine.jobs.data_engine import embed_names  # the data engine, only where needed
 
     return embed_names(names, teacher)

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
-from tap_engine.jobs.ablation import AblationRequest, tuning, variants
 from tap_engine.jobs.train_cli import main
 from tap_engine.model.text_tokenizer import load_tokenizer, train_bpe
 from tap_engine.schemas.tables import concepts_schema
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
+from tap_engine.train.ablation import AblationRequest, tuning, variants
 from tap_engine.train.run import open_run
 from tests.train.small_run import SETTINGS, small_config
 from tests.train.small_store import EMBEDDING_DIM, make_store, vectors

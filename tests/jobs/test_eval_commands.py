@@ -7,10 +7,10 @@ import typer
 from typer.testing import CliRunner
 
 from tap_engine.jobs.eval_commands import register
-from tap_engine.jobs.eval_data import _split_numbers
 from tap_engine.model.checkpoint import ModelCard, save_model
 from tap_engine.model.concepts import ConceptTable
 from tap_engine.schemas.errors import ConfigError
+from tap_engine.train.evaluation.data_choice import _split_numbers
 from tests.model.small import small_config
 from tests.support import GOLDEN, shared_data
 from tests.train.evaluation.eval_world import detector_results, small_tap, write_coco
@@ -109,7 +109,7 @@ def test_mistakes_are_one_line_without_a_traceback(tmp_path: Path) -> None:
     assert code == 1
     assert err.startswith("SourceError:") and "no such file" in err and "Traceback" not in err
     code, _, err = run("score", "--protocol", "coco", *files)
-    assert code == 1 and "known: coco-segm, coco-bbox" in err
+    assert code == 1 and "known: captions, coco-bbox, lvis-bbox" in err
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from tap_engine.model.concepts import ConceptTable
 from tap_engine.pipeline.sample.world import SampleConfig, write_sample_world
 from tap_engine.schemas.truth import OBJECT, read_truth
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
-from tap_engine.train.evaluation.evaluate import NAMES
-from tap_engine.train.evaluation.predictions import NAMED, read_predictions
+from tap_engine.train.evaluation.predictions import read_predictions
+from tap_engine.train.evaluation.tasks.names import NAMED
 from tests.model.small import small_config, small_model
 
 SCENES = 2
@@ -72,7 +72,7 @@ def test_predictions_join_the_truth_table(world: Path, tmp_path: Path) -> None:
         "--limit",
         str(SCENES),
         "--task",
-        NAMES,
+        "names",
         "--device",
         "cpu",
     ]
@@ -83,7 +83,7 @@ def test_predictions_join_the_truth_table(world: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     rows = [
         row
-        for batch in read_predictions(str(tmp_path / "out" / NAMES), NAMED)
+        for batch in read_predictions(str(tmp_path / "out" / "names"), NAMED)
         for row in batch.to_pylist()
     ]
     said = {

@@ -6,52 +6,14 @@ predicts only what is missing.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
-
-import pyarrow as pa
 
 from tap_engine.schemas.progress import Progress
 from tap_engine.schemas.provenance import Provenance, software
-from tap_engine.train.evaluation.predictions import (
-    CAPTIONS,
-    INSTANCES,
-    NAMED,
-    PROMPTED,
-    PredictionWriter,
-    open_folder,
-)
-
-SEGMENTATION, CLASSIFICATION, NAMES = "segmentation", "classification", "names"
-CAPTIONING, PROMPTING = "captions", "prompts"
-
-SCHEMAS: Mapping[str, pa.Schema] = {
-    SEGMENTATION: INSTANCES,
-    CLASSIFICATION: INSTANCES,
-    NAMES: NAMED,
-    CAPTIONING: CAPTIONS,
-    PROMPTING: PROMPTED,
-}
-"""Task -> layout of its prediction folder, which has the task's name."""
-
-PredictRows = Callable[[int], pa.RecordBatch]
-
-
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One kind of prediction.
-
-    Attributes:
-        name: of `SCHEMAS`; also its folder's.
-        rows: image id -> its rows, after the image was set.
-        settings: what decides the rows; parts of other settings are refused.
-    """
-
-    name: str
-    rows: PredictRows
-    settings: Mapping[str, Any]
+from tap_engine.train.evaluation.evaluation import Asked, Evaluation
+from tap_engine.train.evaluation.predictions import PredictionWriter, open_folder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,17 +41,15 @@ class PredictionSummary:
 
 
 def run(
-    image_ids: Sequence[int],
-    set_image: Callable[[int], None],
-    tasks: Sequence[Task],
+    asked: Asked,
+    tasks: Sequence[Evaluation],
     share: ImageShare,
     progress: Callable[[str], None] = lambda _: None,
 ) -> PredictionSummary:
     """Predict what is not there yet.
 
     Args:
-        image_ids: all images of the evaluation; ranks take every `world`-th.
-        set_image: loads and encodes an image.
+        asked: data and model; ranks take every `world`-th image.
         tasks: what to predict.
         share: this rank's part.
         progress: called with a line now and then.
@@ -98,21 +58,23 @@ def run(
         SchemaError: earlier parts were made with other settings.
         SourceError: an image is missing or cannot be read; what is done stays done.
     """
-    mine = image_ids[share.rank :: share.world]
+    for task in tasks:
+        task.check(asked.data.truth)
+    mine = list(asked.data.truth.images)[share.rank :: share.world]
     started = time.monotonic()
     report = Progress(len(mine), unit="images", say=progress)
     predicted = before = 0
     with ExitStack() as stack:
-        writers = {task.name: stack.enter_context(_writer(task, share)) for task in tasks}
+        writers = {task.name: stack.enter_context(_writer(task, asked, share)) for task in tasks}
         for place, image_id in enumerate(mine, start=1):
             todo = [task for task in tasks if image_id not in writers[task.name].done]
             if not todo:
                 before += 1
                 report.skip()
                 continue
-            set_image(image_id)
+            question = asked.question(image_id)
             for task in todo:
-                writers[task.name].add(image_id, task.rows(image_id))
+                writers[task.name].add(image_id, task.rows(question))
             predicted += 1
             report.update(place)
     return PredictionSummary(predicted, before, time.monotonic() - started)
@@ -120,7 +82,7 @@ def run(
 
 def wait_for_ranks(
     image_ids: Sequence[int],
-    tasks: Sequence[Task],
+    tasks: Sequence[Evaluation],
     share: ImageShare,
     progress: Callable[[str], None],
     poll_s: float = 5.0,
@@ -137,7 +99,7 @@ def folder_of(out: str, task: str) -> str:
     return f"{out.rstrip('/')}/{task}"
 
 
-def _writer(task: Task, share: ImageShare) -> PredictionWriter:
-    provenance = Provenance({"task": task.name, **task.settings}, software())
+def _writer(task: Evaluation, asked: Asked, share: ImageShare) -> PredictionWriter:
+    provenance = Provenance({"task": task.name, **asked.settings_of(task)}, software())
     path = folder_of(share.out, task.name)
-    return PredictionWriter(path, SCHEMAS[task.name], provenance, rank=share.rank)
+    return PredictionWriter(path, task.schema, provenance, rank=share.rank)

@@ -49,31 +49,6 @@ CAPTIONS = pa.schema(
     ]
 )
 
-PROMPTED = pa.schema(
-    [
-        pa.field("image_id", pa.int64(), nullable=False),
-        pa.field("region_id", pa.int64(), nullable=False),
-        pa.field("prompt", pa.string(), nullable=False),
-        pa.field("routed_iou", pa.float32(), nullable=False),
-        pa.field("oracle_iou", pa.float32(), nullable=False),
-        pa.field("predicted_iou", pa.float32(), nullable=False),
-    ]
-)
-"""A prompted mask: IoU with the truth of the mask the model chose, of the best of its masks, and
-what the model itself expected."""
-
-NAMED = pa.schema(
-    [
-        pa.field("image_id", pa.int64(), nullable=False),
-        pa.field("region_id", pa.int64(), nullable=False),
-        pa.field("category_id", pa.int32(), nullable=False),
-        pa.field("rank", pa.int32(), nullable=False),
-        pa.field("probability", pa.float32(), nullable=False),
-    ]
-)
-"""A named region: its true category, at which rank (0 = first) the model put it, and with which
-probability."""
-
 IMAGES_KEY = "tap.images"
 FLUSH_ROWS = 50_000
 FLUSH_S = 60.0

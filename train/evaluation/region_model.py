@@ -4,16 +4,22 @@ A view of `predictor.Candidates`, as `Region` is another: arrays over prompts, e
 names, and only what a protocol asks for, so that 300 boxes on a large image cost no more than 64.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
+from tap_engine.model.concept_projector import concept_log_probs
+from tap_engine.model.concepts import ConceptTable
 from tap_engine.model.image_input import Rgb
 from tap_engine.model.predictor import Candidates, Tap
 from tap_engine.model.prompt_encoder import Label
+from tap_engine.schemas.boxes import xywh_to_xyxy
 from tap_engine.schemas.errors import ConfigError
 
 CHUNK = 64
@@ -55,6 +61,10 @@ class Predicted:
         return self.iou[np.arange(len(self.chosen)), self.chosen]
 
 
+Array = npt.NDArray[np.float32]
+
+
+@runtime_checkable
 class RegionModel(Protocol):
     """One image at a time, prompts as labelled points."""
 
@@ -65,6 +75,19 @@ class RegionModel(Protocol):
         self, points: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], wanted: Wanted
     ) -> Iterator[Predicted]:
         """Answer prompts: points [P, K, 2] (x, y) image px, labels [P, K] of `Label`."""
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    """One image at a time, boxes to names: a model with class names, or a teacher on crops."""
+
+    def set_image(self, rgb: Rgb) -> None:
+        """Take an image [H, W, 3] uint8."""
+
+    def classify(
+        self, boxes_xywh: npt.NDArray[np.float64], rles: Sequence[bytes | None]
+    ) -> tuple[Array, Array]:
+        """Boxes [P, 4] px and their true masks -> [P, C] probabilities, [P] IoU estimates."""
 
 
 def box_prompts(
@@ -83,10 +106,12 @@ class TapRegions:
     Attributes:
         tap: the model, with a tokenizer if captions are asked for.
         chunk: prompts decoded at a time.
+        classes: the names of the data set, in category order; the model's own by default.
     """
 
     tap: Tap
     chunk: int = CHUNK
+    classes: ConceptTable | None = None
 
     def set_image(self, rgb: Rgb) -> None:
         """Encode an image."""
@@ -106,6 +131,52 @@ class TapRegions:
             )
         for found in self.tap.candidates(points, labels, chunk=self.chunk):
             yield self._view(found, wanted)
+
+    def classify(
+        self, boxes_xywh: npt.NDArray[np.float64], rles: Sequence[bytes | None]
+    ) -> tuple[Array, Array]:
+        """Class probabilities of boxes: the model sees the box and not the true mask.
+
+        Args:
+            boxes_xywh: [P, 4] px.
+            rles: not used.
+
+        Returns:
+            [P, C] probabilities of `classes`, [P] predicted IoU.
+
+        Raises:
+            ConfigError: no class names.
+        """
+        del rles
+        prompts = box_prompts(xywh_to_xyxy(boxes_xywh))
+        parts = list(self.prompt(*prompts, Wanted(embedding=True)))
+        iou = [part.chosen_iou for part in parts]
+        probabilities = self.probabilities([part.embeddings for part in parts])
+        return probabilities, np.concatenate(iou) if iou else np.empty(0, np.float32)
+
+    def probabilities(self, embeddings: Sequence[Array]) -> Array:
+        """Chunks of embeddings [P, E] -> probabilities [P, C] of `classes`, in float32."""
+        weights = self._weights
+        if not embeddings:
+            return np.empty((0, weights.shape[1]), np.float32)
+        joined = torch.from_numpy(np.concatenate(embeddings))
+        return concept_log_probs(joined, weights).exp().numpy()
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """C names of `classes`, in the order of probabilities."""
+        return self._classes.names
+
+    @property
+    def _classes(self) -> ConceptTable:
+        classes = self.classes or self.tap.concepts
+        if classes is None:
+            raise ConfigError("this model has no class names: give it a concept table")
+        return classes
+
+    @cached_property
+    def _weights(self) -> Tensor:
+        return self._classes.weights()
 
     def _view(self, found: Candidates, wanted: Wanted) -> Predicted:
         routed = found.routed()

@@ -6,14 +6,15 @@ It needs no model and no GPU, runs as often as wanted, and takes anybody's files
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tap_engine.schemas import provenance, values
-from tap_engine.schemas.errors import ConfigError, SchemaError, SourceError
+from tap_engine.schemas.errors import SchemaError, SourceError
 from tap_engine.schemas.filesystem import open_filesystem
 from tap_engine.train.evaluation import predictions as tables
+from tap_engine.train.evaluation.evaluation import ScoreOptions
 from tap_engine.train.evaluation.ground_truth import (
     GroundTruth,
     is_coco_layout,
@@ -21,21 +22,9 @@ from tap_engine.train.evaluation.ground_truth import (
 )
 from tap_engine.train.evaluation.report import Score
 from tap_engine.train.evaluation.stamps import Stamp
-
-if TYPE_CHECKING:
-    from tap_engine.train.evaluation.scoring_coco import DetectionScores
+from tap_engine.train.evaluation.tasks import task, task_of_protocol
 
 GT = "gt"
-
-DETECTION_PROTOCOLS: Mapping[str, tuple[str, bool]] = {
-    "coco-segm": ("segm", False),
-    "coco-bbox": ("bbox", False),
-    "lvis-segm": ("segm", True),
-    "lvis-bbox": ("bbox", True),
-}
-"""Protocol -> what overlaps, and whether LVIS's rules hold."""
-
-PROTOCOLS = (*DETECTION_PROTOCOLS, "captions", "prompts", "names")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +32,7 @@ class ScoreConfig:
     """How to score.
 
     Attributes:
-        protocol: one of `PROTOCOLS`.
+        protocol: what scores go by, such as `coco-segm`; see `tasks/`.
         name: what the row is called in reports.
         data: name of the data set, such as coco, lvis, visual-genome, refcocog; "" for unsaid.
         box_source: where the box prompts came from: gt, vitdet-h, or any other name; "" for unsaid.
@@ -57,10 +46,6 @@ class ScoreConfig:
     box_source: str = ""
     partial: bool = False
     spill_folder: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.protocol not in PROTOCOLS:
-            raise ConfigError(f"unknown protocol {self.protocol!r}; known: {', '.join(PROTOCOLS)}")
 
 
 def score_files(
@@ -81,9 +66,10 @@ def score_files(
         SourceError: a file is not there or cannot be read.
         SchemaError: a file is not of its layout, or the two do not fit each other.
     """
+    task_of_protocol(config.protocol)  # a wrong word is said before a long file is read
     if config.protocol == "captions" and (plain := _plain_texts(truth_path)):
         return _score_plain_captions(config, plain, truth_path, predictions)
-    masks = DETECTION_PROTOCOLS.get(config.protocol, ("", False))[0] == "segm"
+    masks = config.protocol in task("segmentation").protocols  # others need no polygons' masks
     truth = read_coco_layout(truth_path, masks=masks)
     return score(config, truth, predictions, progress)
 
@@ -95,6 +81,7 @@ def score(
     progress: Callable[[str], None] = lambda _: None,
 ) -> Score:
     """The same with the ground truth at hand, such as that of a store."""
+    evaluation = task_of_protocol(config.protocol)
     started = time.monotonic()
     truth = _covered(config, truth, predictions)
     facts: dict[str, Any] = {
@@ -107,54 +94,25 @@ def score(
     }
     if config.box_source == GT:
         facts["boxes"] = truth.regions.num_rows
-    per_category: dict[str, float] = {}
-    notes: tuple[str, ...] = ()
-    if config.protocol in DETECTION_PROTOCOLS:
-        from tap_engine.train.evaluation.scoring_coco import score_detections
-
-        kind, lvis = DETECTION_PROTOCOLS[config.protocol]
-        found = score_detections(
-            truth,
-            tables.read_predictions(
-                predictions,
-                tables.INSTANCES,
-                {image_id: image.size_hw for image_id, image in truth.images.items()},
-            ),
-            "segm" if kind == "segm" else "bbox",
-            lvis=lvis,
+    sizes = {image_id: image.size_hw for image_id, image in truth.images.items()}
+    found = evaluation.score(
+        truth,
+        tables.read_predictions(predictions, evaluation.schema, sizes),
+        ScoreOptions(
+            protocol=config.protocol,
+            where=predictions,
             progress=progress,
             spill_folder=config.spill_folder,
-        )
-        metrics, per_category = found.metrics, found.per_category
-        if kind == "segm":
-            facts["boxes"] = found.predictions
-        notes = _detection_notes(found)
-    elif config.protocol == "captions":
-        metrics, notes = _score_region_captions(truth, predictions, facts)
-    else:
-        from tap_engine.train.evaluation.scoring_regions import score_names, score_prompted
-
-        if config.protocol == "prompts":
-            rows = tables.read_predictions(predictions, tables.PROMPTED)
-            metrics = score_prompted(truth, rows)
-        else:
-            metrics = score_names(truth, tables.read_predictions(predictions, tables.NAMED))
+        ),
+    )
     return Score(
         name=config.name,
-        stamp=Stamp(**facts),
-        metrics=metrics,
-        per_category=per_category,
-        notes=notes,
+        stamp=Stamp(**{**facts, **found.facts}),
+        metrics=dict(found.metrics),
+        per_category=dict(found.per_category),
+        notes=found.notes,
         made=_made(truth.name, predictions, started),
     )
-
-
-def _detection_notes(found: "DetectionScores") -> tuple[str, ...]:
-    notes = {
-        "detections beyond 300 an image left out": found.predictions - found.scored,
-        "detections of categories that the truth does not have left out": found.unknown,
-    }
-    return tuple(f"{count:,} {note}" for note, count in notes.items() if count)
 
 
 def _covered(config: ScoreConfig, truth: GroundTruth, predictions: str) -> GroundTruth:
@@ -164,7 +122,7 @@ def _covered(config: ScoreConfig, truth: GroundTruth, predictions: str) -> Groun
     done = tables.open_folder(predictions).done
     if not done:
         raise SourceError(
-            f"{predictions}: no predictions in this folder; `tap-train eval` writes one folder a "
+            f"{predictions}: no predictions in this folder; `tap-train eval` writes one folder per "
             "task, give that one"
         )
     if missing := truth.images.keys() - done:
@@ -176,26 +134,6 @@ def _covered(config: ScoreConfig, truth: GroundTruth, predictions: str) -> Groun
             )
         return truth.restricted_to(done)
     return truth
-
-
-def _score_region_captions(
-    truth: GroundTruth, predictions: str, facts: dict[str, Any]
-) -> tuple[dict[str, float], tuple[str, ...]]:
-    from tap_engine.train.evaluation.scoring_captions import score_captions
-
-    ids = truth.regions["region_id"].to_pylist()
-    references = dict(zip(ids, truth.references(truth.regions), strict=True))
-    captions: dict[int | str, str] = {}
-    for batch in tables.read_predictions(predictions, tables.CAPTIONS):
-        rows = zip(batch["region_id"].to_pylist(), batch["caption"].to_pylist(), strict=True)
-        for region_id, caption in rows:
-            if region_id in captions:
-                raise SchemaError(f"{predictions}: region {region_id} has two captions")
-            captions[region_id] = caption
-    found = score_captions(references, captions)
-    facts["references"] = sum(map(len, references.values()))
-    facts["text_processing"] = found.text_processing
-    return found.metrics, found.notes
 
 
 def _plain_texts(path: str) -> dict[int | str, list[str]] | None:

@@ -52,6 +52,15 @@ class DetectionScores:
     scored: int
     unknown: int
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out, in words."""
+        counts = {
+            "detections beyond 300 an image left out": self.predictions - self.scored,
+            "detections of categories that the truth does not have left out": self.unknown,
+        }
+        return tuple(f"{count:,} {note}" for note, count in counts.items() if count)
+
 
 def score_detections(
     truth: GroundTruth,

@@ -20,7 +20,7 @@ def score_prompted(truth: GroundTruth, batches: Iterable[pa.RecordBatch]) -> dic
 
     Args:
         truth: for the areas that S/M/L are cut by.
-        batches: rows of predictions.PROMPTED.
+        batches: rows of tasks.prompts.PROMPTED.
 
     Returns:
         `<prompt>` mean IoU of the mask the model chose; `<prompt> oracle` of the best of its masks;
@@ -31,7 +31,9 @@ def score_prompted(truth: GroundTruth, batches: Iterable[pa.RecordBatch]) -> dic
     """
     table = _with_truth(truth, pa.Table.from_batches(batches))
     prompts = table["prompt"].to_numpy(zero_copy_only=False)
-    routed, oracle = table["routed_iou"].to_numpy(), table["oracle_iou"].to_numpy()
+    routed, oracle = (
+        table[name].to_numpy().astype(np.float64) for name in ("routed_iou", "oracle_iou")
+    )
     areas = table["area"].to_numpy()
     metrics: dict[str, float] = {}
     for prompt in sorted(set(prompts)):
@@ -50,7 +52,7 @@ def score_names(truth: GroundTruth, batches: Iterable[pa.RecordBatch]) -> dict[s
 
     Args:
         truth: the regions named.
-        batches: rows of predictions.NAMED.
+        batches: rows of tasks.names.NAMED.
 
     Returns:
         `top-1` and `top-5` over regions, and `top-1 by class`: the mean over classes of each

@@ -1,10 +1,14 @@
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from tap_engine.train.evaluation.clicks import next_click, prompted
+from tap_engine.schemas import rle
+from tap_engine.train.evaluation.clicks import next_click
+from tap_engine.train.evaluation.evaluation import Question
 from tap_engine.train.evaluation.region_model import Predicted, TapRegions, Wanted
+from tap_engine.train.evaluation.tasks.prompts import prompted
 from tests.train.evaluation.eval_world import small_tap
 
 
@@ -31,6 +35,20 @@ def test_the_next_click_corrects_the_thickest_mistake() -> None:
     at, label = next_click(wanted, square(20, 20, 15))
     assert label == 0, "15 pixels too many are thicker than 10 missing"
     assert next_click(wanted, wanted)[1] == 1, "nothing wrong: say so again"
+
+
+def test_where_both_mistakes_are_equally_thick_the_missing_part_is_shown() -> None:
+    at, label = next_click(square(5, 5, 9), square(25, 25, 9))
+    assert (at, label) == ((9.0, 9.0), 1)
+
+
+def question(
+    model: object, ids: list[int], boxes: list[list[float]], masks: np.ndarray
+) -> Question:
+    size_hw = masks.shape[1:]
+    columns = {"region_id": ids, "bbox_xywh": pa.array(boxes, pa.list_(pa.float64(), 4))}
+    table = pa.table({**columns, "rle": pa.array([rle.encode(m) for m in masks], pa.binary())})
+    return Question(3, size_hw, table, model)
 
 
 class Scripted:
@@ -60,7 +78,7 @@ def test_iou_of_the_chosen_and_of_the_best_candidate() -> None:
     half[15:] = False
     candidates = np.stack([half, region, square(30, 30, 5), ~region])
     model = Scripted(candidates, chosen=0)
-    batch = prompted(model, 3, [77], np.array([[10.0, 10, 10, 10]]), region[None], clicks=3)
+    batch = prompted(question(model, [77], [[10.0, 10, 10, 10]], region[None]), clicks=3)
     rows = {row["prompt"]: row for row in batch.to_pylist()}
     assert list(rows) == ["box", "sketch", "click 1", "click 2", "click 3"]
     for row in rows.values():
@@ -80,9 +98,9 @@ def test_a_real_model_answers_every_prompt() -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     model.set_image(rgb)
     masks = np.stack([square(2, 3, 12), square(20, 20, 15), square(0, 0, 1)])
-    boxes = np.array([[3.0, 2, 12, 12], [20, 20, 15, 15], [0, 0, 1, 1]])
-    rows = prompted(model, 1, [1, 2, 3], boxes, masks).to_pylist()
+    boxes = [[3.0, 2, 12, 12], [20, 20, 15, 15], [0, 0, 1, 1]]
+    rows = prompted(question(model, [1, 2, 3], boxes, masks)).to_pylist()
     assert len(rows) == 3 * 11
     assert all(0 <= row["routed_iou"] <= row["oracle_iou"] <= 1 for row in rows)
-    again = prompted(model, 1, [1, 2, 3], boxes, masks).to_pylist()
+    again = prompted(question(model, [1, 2, 3], boxes, masks)).to_pylist()
     assert rows == again, "nothing is drawn at random"

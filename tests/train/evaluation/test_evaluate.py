@@ -5,22 +5,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from tap_engine.model.concepts import ConceptTable
+from tap_engine.model.image_input import Rgb
 from tap_engine.schemas.errors import SchemaError
 from tap_engine.train.evaluation.data_sets import EvalSet
 from tap_engine.train.evaluation.detector_boxes import DetectorBoxes
-from tap_engine.train.evaluation.evaluate import (
-    SCHEMAS,
-    ImageShare,
-    Task,
-    folder_of,
-    run,
-    wait_for_ranks,
-)
-from tap_engine.train.evaluation.predictions import PROMPTED, open_folder, read_predictions
+from tap_engine.train.evaluation.evaluate import ImageShare, folder_of, run, wait_for_ranks
+from tap_engine.train.evaluation.evaluation import Asked, Evaluation
+from tap_engine.train.evaluation.predictions import open_folder, read_predictions
 from tap_engine.train.evaluation.region_model import TapRegions
 from tap_engine.train.evaluation.score_files import ScoreConfig, score
-from tap_engine.train.evaluation.tasks import model_tasks
-from tests.train.evaluation.eval_world import coco_set, detector_results, small_tap
+from tap_engine.train.evaluation.tasks import task, task_names
+from tap_engine.train.evaluation.tasks.prompts import PROMPTED
+from tests.train.evaluation.eval_world import NAMES, coco_set, detector_results, small_tap
 
 
 @pytest.fixture
@@ -28,31 +25,50 @@ def data(tmp_path: Path) -> EvalSet:
     return coco_set(tmp_path)
 
 
-def tasks_of(data: EvalSet, *names: str, **options: object) -> tuple[TapRegions, list[Task]]:
-    model = TapRegions(small_tap())
-    weights = torch.randn(16, 4, generator=torch.Generator().manual_seed(0))
-    tasks = model_tasks(names or tuple(SCHEMAS), model, data, {"weights": "w"}, weights=weights)
-    return model, tasks
+class Counting(TapRegions):
+    """Counts the images it sees, and stops a run by a key press after some."""
+
+    def __init__(self, stop_after: int) -> None:
+        embeddings = torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+        super().__init__(small_tap(), classes=ConceptTable(NAMES, embeddings, 1.0))
+        self.left = stop_after
+
+    def set_image(self, rgb: Rgb) -> None:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        super().set_image(rgb)
 
 
-def rows_of(out: Path, task: str) -> list[dict[str, object]]:
-    batches = read_predictions(folder_of(str(out), task), SCHEMAS[task])
+def asked_of(
+    data: EvalSet, stop_after: int = 99, weights: str = "w", boxes: DetectorBoxes | None = None
+) -> tuple[list[int], Asked]:
+    """The images that are loaded, in order, and what a run takes."""
+    seen: list[int] = []
+
+    def pixels(image_id: int) -> Rgb:
+        seen.append(image_id)
+        return data.pixels(image_id)
+
+    watched = EvalSet(data.truth, pixels)
+    model = Counting(stop_after)
+    return seen, Asked(data=watched, model=model, settings={"weights": weights}, detector=boxes)
+
+
+def tasks_of(*names: str) -> list[Evaluation]:
+    return [task(name) for name in names or task_names()]
+
+
+def rows_of(out: Path, name: str) -> list[dict[str, object]]:
+    batches = read_predictions(folder_of(str(out), name), task(name).schema)
     rows = [row for batch in batches for row in batch.to_pylist()]
     return sorted(rows, key=lambda row: [str(value) for value in row.values()])
 
 
 def go(data: EvalSet, out: Path, *names: str, rank: int = 0, world: int = 1, count: int = 99):
-    model, tasks = tasks_of(data, *names)
-    seen: list[int] = []
-
-    def set_image(image_id: int) -> None:
-        if len(seen) == count:
-            raise KeyboardInterrupt
-        seen.append(image_id)
-        model.set_image(data.pixels(image_id))
-
+    seen, asked = asked_of(data, count)
     share = ImageShare(out=str(out), rank=rank, world=world)
-    summary = run(list(data.truth.images), set_image, tasks, share)
+    summary = run(asked, tasks_of(*names), share)
     return seen, summary
 
 
@@ -66,9 +82,9 @@ def test_every_task_answers_and_scores(tmp_path: Path, data: EvalSet) -> None:
         "names": ("names", "top-1"),
         "prompts": ("prompts", "click 9 oracle"),
     }
-    for task, (protocol, metric) in metrics.items():
+    for name, (protocol, metric) in metrics.items():
         config = ScoreConfig(protocol=protocol, box_source="gt")
-        found = score(config, data.truth, folder_of(str(tmp_path / "out"), task))
+        found = score(config, data.truth, folder_of(str(tmp_path / "out"), name))
         assert 0 <= found.metrics[metric] <= 1
         assert found.stamp.images == 4 and found.stamp.regions == 20
     assert len(rows_of(tmp_path / "out", "captions")) == 20
@@ -81,8 +97,8 @@ def test_an_interrupted_run_continues_and_ends_the_same(tmp_path: Path, data: Ev
         go(data, tmp_path / "cut", count=2)
     seen, summary = go(data, tmp_path / "cut")
     assert seen == [3, 4] and summary.before == 2
-    for task in SCHEMAS:
-        assert rows_of(tmp_path / "cut", task) == rows_of(tmp_path / "whole", task)
+    for name in task_names():
+        assert rows_of(tmp_path / "cut", name) == rows_of(tmp_path / "whole", name)
 
 
 def test_a_task_added_later_predicts_only_itself(tmp_path: Path, data: EvalSet) -> None:
@@ -101,8 +117,9 @@ def test_ranks_share_the_images_whatever_their_number(tmp_path: Path, data: Eval
     later = [go(data, tmp_path / "many", "segmentation", rank=r, world=2)[0] for r in (0, 1)]
     assert later == [[1, 3], [4]], "image 2 was there"
     assert rows_of(tmp_path / "many", "segmentation") == rows_of(tmp_path / "one", "segmentation")
-    _, tasks = tasks_of(data, "segmentation")
-    wait_for_ranks([1, 2, 3, 4], tasks, ImageShare(out=str(tmp_path / "many")), print)
+    wait_for_ranks(
+        [1, 2, 3, 4], tasks_of("segmentation"), ImageShare(out=str(tmp_path / "many")), print
+    )
 
 
 def test_other_data_or_weights_do_not_mix(tmp_path: Path, data: EvalSet) -> None:
@@ -110,22 +127,20 @@ def test_other_data_or_weights_do_not_mix(tmp_path: Path, data: EvalSet) -> None
     part = EvalSet(data.truth.restricted_to([1, 2]), data.pixels)
     with pytest.raises(SchemaError, match="data: "):
         go(part, tmp_path / "out", "names")
-    model = TapRegions(small_tap())
-    (task,) = model_tasks(["captions"], model, data, {"weights": "other"})
     go(data, tmp_path / "out", "captions")
+    _, asked = asked_of(data, weights="other")
     with pytest.raises(SchemaError, match="weights: 'other' against 'w'"):
-        run([1], lambda _: None, [task], ImageShare(out=str(tmp_path / "out")))
+        run(asked, tasks_of("captions"), ImageShare(out=str(tmp_path / "out")))
 
 
 def test_detector_boxes_bring_class_and_score(tmp_path: Path, data: EvalSet) -> None:
     path = detector_results(tmp_path)
     detector = DetectorBoxes(str(path), data.truth)
     assert len(detector) == 20
-    model = TapRegions(small_tap())
-    (task,) = model_tasks(["segmentation"], model, data, {}, detector=detector)
-    assert task.settings["boxes"] == detector.fingerprint
-    model.set_image(data.pixels(2))
-    rows = task.rows(2).to_pylist()
+    segmentation = task("segmentation")
+    _, asked = asked_of(data, boxes=detector)
+    assert asked.settings_of(segmentation)["boxes"] == detector.fingerprint
+    rows = segmentation.rows(asked.question(2)).to_pylist()
     found = detector.of(2)
     assert [row["score"] for row in rows] == found.scores.tolist()
     assert [row["category_id"] for row in rows] == found.category_ids.tolist()

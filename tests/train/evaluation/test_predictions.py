@@ -18,11 +18,11 @@ from tap_engine.schemas.provenance import Provenance
 from tap_engine.train.evaluation.predictions import (
     CAPTIONS,
     INSTANCES,
-    PROMPTED,
     PredictionWriter,
     open_folder,
     read_predictions,
 )
+from tap_engine.train.evaluation.tasks.prompts import PROMPTED
 
 MADE = Provenance({"weights": "a"})
 

@@ -3,8 +3,9 @@ import pytest
 
 from tap_engine.schemas.errors import SchemaError
 from tap_engine.train.evaluation.ground_truth import TRUTH_REGIONS, GroundTruth, TruthImage
-from tap_engine.train.evaluation.predictions import NAMED, PROMPTED
 from tap_engine.train.evaluation.scoring_regions import score_names, score_prompted
+from tap_engine.train.evaluation.tasks.names import NAMED
+from tap_engine.train.evaluation.tasks.prompts import PROMPTED
 
 
 def truth_of(areas: list[float]) -> GroundTruth:

@@ -1,15 +1,21 @@
 """Which data to evaluate on: what the options of `eval` and `score` name, as an evaluation set."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tap_engine.jobs.sample_eval import SAMPLE, SCENES, sample_set
 from tap_engine.model.image_input import Rgb
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.train.evaluation.data_sets import EvalSet, from_store, with_folder
 from tap_engine.train.evaluation.ground_truth import GroundTruth, read_coco_layout
 from tap_engine.train.evaluation.refcocog import read_refcocog
+
+SAMPLE = "sample"
+
+DrawSamples = Callable[[int], EvalSet]
+"""How many held-out scenes of the sample world, 0 for the usual number -> the scenes. The data
+engine draws them, so a command passes this in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,18 +41,19 @@ class DataChoice:
     limit: int = 0
 
 
-def evaluation_set(choice: DataChoice, *, masks: bool = True) -> EvalSet:
+def evaluation_set(choice: DataChoice, draw_samples: DrawSamples, *, masks: bool = True) -> EvalSet:
     """The data of a choice.
 
     Args:
         choice: which.
+        draw_samples: makes the data set `sample`.
         masks: make masks of a json's polygons.
 
     Raises:
         TapError: files missing or of another layout, options that do not go together.
     """
     if choice.name == SAMPLE:
-        return sample_set(choice.limit or SCENES)
+        return draw_samples(choice.limit)
     if choice.name.endswith((".p", ".pkl")):
         return _limited(_in_folder(_refcocog(choice), choice.images), choice.limit)
     if choice.name.endswith(".json"):

@@ -1,4 +1,8 @@
-"""Names embedded by a teacher: the data engine's text tower makes the model's concept table."""
+"""What the data engine gives to training and evaluation, which never import it.
+
+Embedding names with a teacher, drawing held-out scenes, naming crops with a teacher: each joins the
+data engine with something of `model` or `train`, so its place is here, and it is passed in.
+"""
 
 from collections.abc import Sequence
 

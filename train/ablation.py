@@ -9,17 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tap_engine.jobs.eval_data import DataChoice
-from tap_engine.jobs.evaluation import EvalRequest, run_evaluation
-from tap_engine.jobs.sample_eval import SAMPLE
-from tap_engine.jobs.train_commands import with_sample_trunk
 from tap_engine.model.text_tokenizer import BpeTokenizer
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.train import distributed
 from tap_engine.train.caption_tokens import learn_tokenizer
 from tap_engine.train.config import TrainConfig, with_overrides
-from tap_engine.train.evaluation.evaluate import CAPTIONING, CLASSIFICATION, NAMES, SEGMENTATION
+from tap_engine.train.evaluation.data_choice import SAMPLE, DataChoice
 from tap_engine.train.evaluation.report import Score
+from tap_engine.train.evaluation.request import DataEngine, EvalRequest, run_evaluation
 from tap_engine.train.loop import train
 from tap_engine.train.recipes import recipe
 from tap_engine.train.run import open_run
@@ -53,7 +50,7 @@ PRETRAINED = (
         folder=CONCEPT,
         name="concept prediction",
         overrides=("loss.concept_loss=kl",),
-        tasks=(SEGMENTATION, CLASSIFICATION, NAMES),
+        tasks=("segmentation", "classification", "names"),
     ),
     # A cosine is smaller than a KL, so it gets the larger weight; 5 and 10 did better than 20 and
     # 20 in trials. `tap-train gate losses` compares weights over seeds.
@@ -61,13 +58,13 @@ PRETRAINED = (
         folder=FEATURE,
         name="feature prediction",
         overrides=("loss.concept_loss=feature", "loss.concept=5.0", "loss.auxiliary=10.0"),
-        tasks=(SEGMENTATION, CLASSIFICATION, NAMES),
+        tasks=("segmentation", "classification", "names"),
     ),
     Variant(
         folder=MASK,
         name="masks alone",
         overrides=("loss.concept=0", "loss.auxiliary=0"),
-        tasks=(SEGMENTATION,),
+        tasks=("segmentation",),
     ),
 )
 
@@ -76,7 +73,7 @@ CAPTIONED = tuple(
         folder=f"{start}-{token}-token",
         name=f"{name}, {token} token",
         overrides=(f"model.text.prompt={token}",),
-        tasks=(CAPTIONING,),
+        tasks=("captions",),
         start=start,
     )
     for start, name, token in (
@@ -115,8 +112,19 @@ class AblationRequest:
     model: str = ""
 
 
-def run_ablation(request: AblationRequest, say: Callable[[str], None]) -> list[Score]:
-    """Train what is not trained yet, evaluate it; one row a variant and protocol.
+def run_ablation(
+    request: AblationRequest,
+    engine: DataEngine,
+    prepare: Callable[[TrainConfig], TrainConfig],
+    say: Callable[[str], None],
+) -> list[Score]:
+    """Train what is not trained yet, evaluate it; one row for each variant and protocol.
+
+    Args:
+        request: the command's options.
+        engine: what evaluation takes from the data engine.
+        prepare: last change of a config (finds the sample teacher's file).
+        say: called with a line now and then.
 
     Raises:
         ConfigError: nothing to train on.
@@ -131,7 +139,7 @@ def run_ablation(request: AblationRequest, say: Callable[[str], None]) -> list[S
         config = tuning(request, variant) if variant.start else _pretraining(request, variant)
         say(f"{variant.name}: training in {folder / 'run'}")
         try:
-            train(open_run(with_sample_trunk(config), folder / "run"))
+            train(open_run(prepare(config), folder / "run"))
         finally:
             distributed.stop()
         evaluation = EvalRequest(
@@ -145,7 +153,7 @@ def run_ablation(request: AblationRequest, say: Callable[[str], None]) -> list[S
             tasks=variant.tasks,
             name=variant.name,
         )
-        scores += run_evaluation(evaluation, say)
+        scores += run_evaluation(evaluation, engine, say)
     return scores
 
 
