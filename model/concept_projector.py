@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-PAPER_LOGIT_SCALE = 100.0
-"""Algorithm 1 of the TAP paper multiplies by 100; CLIP models learn about the same value. Use the
-teacher's own learned scale: a teacher that learned 22 gives nearly one-hot targets at 100."""
-
 
 def concept_weights(text_embeddings: Tensor, logit_scale: float) -> Tensor:
     """Projection weights [D, C] of unit text embeddings [C, D]: columns times the logit scale.
+
+    The paper multiplies by 100, which is about what CLIP models learn. Give the scale that the
+    teacher itself learned: a teacher that learned 22 gives nearly one-hot targets at 100.
 
     Source: TAP paper, appendix B, Algorithm 1.
     """

@@ -23,8 +23,7 @@ from tap_engine.model.concept_projector import (
     top_concepts,
 )
 from tap_engine.pipeline.teacher import Teacher
-from tap_engine.schemas import pickles
-from tap_engine.schemas.errors import ConfigError, SchemaError
+from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.tables import concepts_schema
 from tap_engine.schemas.vocabulary import Vocabulary
 
@@ -117,27 +116,6 @@ def fixed_size_lists(values: npt.NDArray[np.generic], type_: pa.DataType) -> pa.
     """[N, K] array -> fixed_size_list<type_>[K] of N rows, without a copy where layouts allow."""
     flat = np.ascontiguousarray(values).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat, type_), values.shape[1])
-
-
-def read_official_weights(path: str | Path) -> tuple[npt.NDArray[np.float32], list[str]]:
-    """Weights [D, C] (logit scale included) and names of an official concept file.
-
-    The file is a pickle of a two-element list; it is read by schemas/pickles.py.
-
-    Raises:
-        CheckpointError: the pickle names anything but arrays.
-        SchemaError: it holds something else.
-    """
-    content = pickles.load(path)
-    if not (isinstance(content, list | tuple) and len(content) == 2):
-        raise SchemaError(f"{path}: expected a list of weights and names, found {type(content)}")
-    weights, names = np.asarray(content[0], np.float32), [str(name) for name in content[1]]
-    if weights.ndim != 2 or weights.shape[1] != len(names):
-        raise SchemaError(
-            f"{path}: expected weights [D, {len(names)}] for {len(names)} names, "
-            f"found {weights.shape}"
-        )
-    return weights, names
 
 
 def write_official_weights(

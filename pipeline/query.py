@@ -29,11 +29,17 @@ _NAMED = ("concept", "concepts")
 """Columns of ours: the top concept's name, and `name probability` of the stored ones."""
 
 _LITERAL = r"'(?:[^']|'')*'"
-_COMPARISON = re.compile(rf"\bconcept\s*(=|!=|<>)\s*({_LITERAL})", re.IGNORECASE)
-_MEMBERSHIP = re.compile(
-    rf"\bconcept\s+((?:NOT\s+)?IN)\s*\(\s*({_LITERAL}(?:\s*,\s*{_LITERAL})*)\s*\)", re.IGNORECASE
+_WORDS = re.compile(
+    rf"""
+    \bconcept\s*(?P<comparison>=|!=|<>)\s*(?P<one>{_LITERAL})
+    | \bconcept\s+(?P<membership>(?:NOT\s+)?IN)
+        \s*\(\s*(?P<several>{_LITERAL}(?:\s*,\s*{_LITERAL})*)\s*\)
+    | \bhas_concept\s*\(\s*(?P<has>{_LITERAL})\s*\)
+    | {_LITERAL} | "[^"]*"
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
-_HAS = re.compile(rf"\bhas_concept\s*\(\s*({_LITERAL})\s*\)", re.IGNORECASE)
+"""Our words, or else a text or quoted column, which is matched so that nothing inside it is."""
 
 
 @dataclass(frozen=True)
@@ -118,15 +124,17 @@ def resolve_concepts(filter_: str, names: Sequence[str]) -> str:
             raise ConfigError(f"no concept {name!r} among {len(names):,}{hint}")
         return str(ids[name])
 
-    def several(match: re.Match[str]) -> str:
-        numbers = ", ".join(number(literal) for literal in re.findall(_LITERAL, match[2]))
-        return f"concept_ids[1] {match[1]} ({numbers})"
+    def resolved(match: re.Match[str]) -> str:
+        if match["comparison"]:
+            return f"concept_ids[1] {match['comparison']} {number(match['one'])}"
+        if match["membership"]:
+            numbers = ", ".join(number(text) for text in re.findall(_LITERAL, match["several"]))
+            return f"concept_ids[1] {match['membership']} ({numbers})"
+        if match["has"]:
+            return f"array_has(concept_ids, arrow_cast({number(match['has'])}, 'UInt16'))"
+        return match[0]
 
-    filter_ = _MEMBERSHIP.sub(several, filter_)
-    filter_ = _COMPARISON.sub(lambda m: f"concept_ids[1] {m[1]} {number(m[2])}", filter_)
-    return _HAS.sub(
-        lambda m: f"array_has(concept_ids, arrow_cast({number(m[1])}, 'UInt16'))", filter_
-    )
+    return _WORDS.sub(resolved, filter_)
 
 
 def _with_names(

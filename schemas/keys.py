@@ -63,11 +63,6 @@ def split_key(key: Int) -> tuple[Int, Int]:
     return key >> ORDINAL_BITS, key & (MAX_REGIONS - 1)
 
 
-def key_range(image_id: int) -> tuple[int, int]:
-    """Half-open range [low, high) that holds the keys of all regions of an image."""
-    return image_id << ORDINAL_BITS, (image_id + 1) << ORDINAL_BITS
-
-
 def unit_id(shard_name: str, shard_size: int, image_ids: npt.NDArray[np.int64]) -> int:
     """Id of a work unit: a 63-bit hash of its shard's identity and its images.
 

@@ -7,6 +7,7 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,8 +46,7 @@ class Vocabulary:
         if any(not name.strip() for name in self.names):
             raise SchemaError(f"vocabulary {self.name!r} has an empty concept name")
         if len(set(self.names)) != len(self.names):
-            seen: set[str] = set()
-            twice = next(n for n in self.names if n in seen or seen.add(n))  # type: ignore[func-returns-value]
+            twice = Counter(self.names).most_common(1)[0][0]
             raise SchemaError(f"vocabulary {self.name!r} names {twice!r} twice")
         if not self.sources:
             object.__setattr__(self, "sources", tuple(() for _ in self.names))
@@ -71,13 +71,6 @@ class Vocabulary:
     def describe(self) -> dict[str, str | int]:
         """What provenance keeps of it."""
         return {"name": self.name, "size": len(self), "fingerprint": self.fingerprint}
-
-    def to_tsv(self) -> str:
-        """The readable file form: a name a line, its label sets after a tab."""
-        lines = [f"# {self.name}: {len(self)} concepts, id = order; name <tab> label sets"]
-        for name, sources in zip(self.names, self.sources, strict=True):
-            lines.append(f"{name}\t{','.join(sources)}" if sources else name)
-        return "\n".join(lines) + "\n"
 
 
 def merge(name: str, label_sets: Mapping[str, Iterable[str]]) -> Vocabulary:

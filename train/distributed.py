@@ -99,16 +99,6 @@ def add_up(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(names, total.unbind(), strict=True))
 
 
-def any_of(flag: bool) -> bool:
-    """Whether the flag is set in any process."""
-    if not dist.is_initialized():
-        return flag
-    # On the CPU: a stop request must not wait for the device's queue.
-    value = torch.tensor(int(flag))
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return bool(value.item())
-
-
 def collect(items: Iterable[T]) -> list[T]:
     """The items of all processes, in rank order, in every process."""
     mine = list(items)

@@ -348,8 +348,3 @@ def _number(name: str) -> int | None:
     if match is None or int(match[0]) > MAX_SOURCE_ID:
         return None
     return int(match[0])
-
-
-def count_regions(text: bytes) -> int:
-    """How many annotations a json holds, without parsing masks; for estimates only."""
-    return text.count(b'"counts"')
