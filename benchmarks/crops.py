@@ -26,8 +26,9 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tap_engine.pipeline.crop import CropConfig, crop_regions, decode_image
+from tap_engine.pipeline.crop import crop_regions, decode_image
 from tap_engine.schemas import rle
+from tap_engine.schemas.store_settings import CropConfig
 
 SIZE_HW = (1500, 2250)
 CONFIG = CropConfig(mean_rgb=(0.48145466, 0.4578275, 0.40821073))
@@ -180,7 +181,8 @@ def first_call() -> None:
     """Seconds from the first call to its return, without and with numba's cache on disk."""
     program = (
         "import time, numpy as np;"
-        "from tap_engine.pipeline.crop import CropConfig, crop_regions;"
+        "from tap_engine.pipeline.crop import crop_regions;"
+        "from tap_engine.schemas.store_settings import CropConfig;"
         "from tap_engine.schemas import rle;"
         "start = time.perf_counter();"
         "mask = rle.runs(rle.encode(np.ones((9, 9))), (9, 9));"

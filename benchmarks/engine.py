@@ -47,7 +47,7 @@ from tap_engine.jobs.cluster import ray_session
 from tap_engine.pipeline import build as engine
 from tap_engine.pipeline.concepts import fixed_size_lists
 from tap_engine.pipeline.config import BuildConfig, CropOptions
-from tap_engine.pipeline.crop import CropConfig, crop_regions, decode_image
+from tap_engine.pipeline.crop import crop_regions, decode_image
 from tap_engine.pipeline.ledger import UnitResult
 from tap_engine.pipeline.sources.records import Unit
 from tap_engine.pipeline.sources.sa1b import Sa1bSource
@@ -55,6 +55,7 @@ from tap_engine.pipeline.store import Store, blob_column, stored_schema
 from tap_engine.pipeline.teacher import Teacher, TeacherConfig
 from tap_engine.schemas import rle
 from tap_engine.schemas.provenance import Provenance
+from tap_engine.schemas.store_settings import CropConfig
 from tap_engine.schemas.tables import (
     IMAGES,
     REGIONS,

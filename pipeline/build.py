@@ -28,7 +28,7 @@ from tap_engine.pipeline.planning import Plan, make_plan
 from tap_engine.pipeline.sources.records import Source, Unit
 from tap_engine.pipeline.store import STORAGE_WAITS_S, Store
 from tap_engine.pipeline.summary import BuildSummary
-from tap_engine.pipeline.teacher import Teacher, TeacherConfig, TeacherInfo, pending_download
+from tap_engine.pipeline.teacher import Teacher, TeacherConfig, pending_download
 from tap_engine.pipeline.unit_builder import UnitBuilder
 from tap_engine.schemas.errors import (
     SchemaError,
@@ -37,7 +37,8 @@ from tap_engine.schemas.errors import (
     TapError,
 )
 from tap_engine.schemas.progress import Progress, Say
-from tap_engine.schemas.provenance import Provenance, software
+from tap_engine.schemas.provenance import software
+from tap_engine.schemas.store_settings import TeacherInfo
 from tap_engine.schemas.tables import (
     CONCEPTS,
     IMAGES,
@@ -99,25 +100,21 @@ def open_store(
 ) -> None:
     """Create the tables, or check that the existing ones were made with the same settings."""
     if store.exists(IMAGES):
-        stored = store.provenance(REGIONS)
-        known = stored.settings["teacher"]
-        if config.teacher and not known:
+        known = store.settings().teacher
+        if config.teacher and known is None:
             raise SchemaError(
                 f"the store {store.uri} was built without a teacher, this run names "
                 f"{config.teacher.name!r}. Leave the teacher out, or name another --out"
             )
-        info = TeacherInfo(**known) if known and config.teacher else None
-        wanted = Provenance(build_settings(config, source, info))
-        wanted.require_same(stored, f"the store {store.uri}")
+        wanted = build_settings(config, source, known if config.teacher else None)
+        wanted.provenance().require_same(store.provenance(REGIONS), f"the store {store.uri}")
         return
     info, concepts = None, concepts_schema(0).empty_table()
     if config.teacher:
         info, concepts = _embed_vocabulary(config, config.teacher, layout, say)
     settings = build_settings(config, source, info)
-    provenance = Provenance(settings, software())
-    regions = regions_schema(
-        info.embed_dim if info else 0, settings["top_k"], captioned=source.captioned
-    )
+    provenance = settings.provenance(software())
+    regions = regions_schema(settings.embed_dim, settings.top_k, captioned=source.captioned)
     # `images` last: its presence says that the others are there.
     content = {
         CONCEPTS: concepts,
@@ -270,17 +267,16 @@ class _UnitActor:
 
         torch.set_num_threads(cpus)
         cv2.setNumThreads(1)
-        stored = store.provenance(REGIONS)
         teacher = Teacher(config.teacher) if config.teacher else None
-        own = Provenance(build_settings(config, source, teacher.info if teacher else None))
-        own.require_same(stored, f"the store {store.uri}")
+        own = build_settings(config, source, teacher.info if teacher else None)
+        own.provenance().require_same(store.provenance(REGIONS), f"the store {store.uri}")
         packer = crop = None
         if teacher:
             crop = config.crop.for_teacher(teacher.info)
-        if teacher and (top_k := own.settings["top_k"]):
+        if teacher and own.top_k:
             column = store.open(CONCEPTS).to_table(columns=["target_embedding"]).column(0)
             target = column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
-            packer = ConceptPacker.of(target, teacher.info.logit_scale, top_k)
+            packer = ConceptPacker.of(target, teacher.info.logit_scale, own.top_k)
         self._builder = UnitBuilder(source, store, teacher, packer, crop, cpus)
         self._attempts = attempts
         self._retries = config.workers.retries

@@ -1,14 +1,20 @@
 """Settings of a build; each default stands here and nowhere else."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 from tap_engine.pipeline.concepts import SOURCE_TEMPLATES, TARGET_TEMPLATES, parse_top_k
-from tap_engine.pipeline.crop import CropConfig, CropOrder, Fill, Fit
 from tap_engine.pipeline.sources.records import Source
-from tap_engine.pipeline.teacher import TeacherConfig, TeacherInfo
+from tap_engine.pipeline.teacher import TeacherConfig
 from tap_engine.schemas.errors import ConfigError
+from tap_engine.schemas.store_settings import (
+    CropConfig,
+    CropOrder,
+    Fill,
+    Fit,
+    StoreSettings,
+    TeacherInfo,
+)
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
 
 
@@ -105,27 +111,24 @@ class BuildConfig:
             raise ConfigError(f"max_reject_share must be in 0..1, got {self.max_reject_share!r}")
 
 
-def build_settings(config: BuildConfig, source: Source, info: TeacherInfo | None) -> dict[str, Any]:
-    """What decides the values in the rows: the `settings` of the store's provenance.
+def build_settings(config: BuildConfig, source: Source, info: TeacherInfo | None) -> StoreSettings:
+    """What decides the values in the rows.
 
     Args:
         config: of the build.
         source: where rows come from.
         info: of the loaded teacher; None without one.
     """
-    settings: dict[str, Any] = {"teacher": None, "top_k": 0}
-    if info:
-        vocabulary = load_vocabulary(config.vocabulary)
-        settings = {
-            "teacher": asdict(info),
-            "crop": asdict(config.crop.for_teacher(info)),
-            "vocabulary": vocabulary.describe(),
-            "source_templates": list(config.source_templates),
-            "target_templates": list(config.target_templates),
-            "top_k": parse_top_k(config.concepts, len(vocabulary)),
-        }
-    if source.captioned:
-        settings["captioned"] = True
-    if of_source := source.settings():
-        settings["source"] = of_source
-    return settings
+    settings = StoreSettings(captioned=source.captioned, source=source.settings())
+    if info is None:
+        return settings
+    vocabulary = load_vocabulary(config.vocabulary)
+    return replace(
+        settings,
+        teacher=info,
+        crop=config.crop.for_teacher(info),
+        vocabulary=vocabulary.describe(),
+        source_templates=config.source_templates,
+        target_templates=config.target_templates,
+        top_k=parse_top_k(config.concepts, len(vocabulary)),
+    )

@@ -1,14 +1,12 @@
 """From a JPEG and its masks to the square crops that a teacher sees.
 
 Pure functions on arrays; what is set aside and why is the caller's business. The papers leave
-open fill, padding and order of resampling: `CropConfig` names each choice and travels in the
-store's provenance (docs/decisions/0040-crops.md). The arithmetic is in resample.py.
+open fill, padding and order of resampling: `CropConfig` names each choice and is part of a
+store's settings (docs/decisions/0040-crops.md). The arithmetic is in resample.py.
 """
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -17,13 +15,10 @@ from PIL import Image
 
 from tap_engine.pipeline import resample
 from tap_engine.schemas import rle
-from tap_engine.schemas.errors import ConfigError, SchemaError
+from tap_engine.schemas.errors import SchemaError
+from tap_engine.schemas.store_settings import CropConfig
 
 ImageRgb = npt.NDArray[np.uint8]
-Fill = Literal["mean", "black", "keep"]
-Fit = Literal["pad", "squash"]
-CropOrder = Literal["composite", "resize"]
-Resampling = Literal["bicubic", "bilinear"]
 
 MAX_IMAGE_PX = 200_000_000
 """Larger images are refused as decompression bombs (ours: 600 MB decoded, 60 SA-1B images)."""
@@ -31,57 +26,6 @@ MAX_IMAGE_PX = 200_000_000
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _SCAN = 0xDA
 _KERNELS = {"bicubic": resample.BICUBIC, "bilinear": resample.BILINEAR}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CropConfig:
-    """How a region becomes a crop.
-
-    Attributes:
-        mean_rgb: the teacher's mean colour in 0..1; 0 after its normalisation.
-        size_px: side of the crop, px; the teacher's input size.
-        fill: what replaces pixels outside the mask: `mean` colour, `black`, or `keep` them (a
-            box crop). What lies beyond the image and the padding is filled too, with the mean
-            colour under `keep`.
-        fit: `pad` the box to a square, centred, or `squash` it into one.
-        margin: context around the box on every side, as a share of that side.
-        order: `composite` fills before resampling, so edges blend with the fill; `resize` fills
-            after, where less than half of the resampled mask covers a pixel: a hard edge.
-        resampling: antialiased, equal to Pillow's of the same name.
-    """
-
-    mean_rgb: tuple[float, float, float]
-    size_px: int = 224
-    fill: Fill = "mean"
-    fit: Fit = "pad"
-    margin: float = 0.0
-    order: CropOrder = "composite"
-    resampling: Resampling = "bicubic"
-
-    def __post_init__(self) -> None:
-        """Refuse settings without a meaning."""
-        if not 1 <= self.size_px <= 4096:
-            raise ConfigError(f"crop.size_px must be in 1..4096, got {self.size_px!r}")
-        if not 0 <= self.margin <= 10:
-            raise ConfigError(f"crop.margin must be in 0..10, got {self.margin!r}")
-        if len(self.mean_rgb) != 3 or not all(0 <= value <= 1 for value in self.mean_rgb):
-            raise ConfigError(f"crop.mean_rgb must be three values in 0..1, got {self.mean_rgb!r}")
-        for name, choices in (
-            ("fill", get_args(Fill)),
-            ("fit", get_args(Fit)),
-            ("order", get_args(CropOrder)),
-            ("resampling", get_args(Resampling)),
-        ):
-            if getattr(self, name) not in choices:
-                raise ConfigError(
-                    f"crop.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
-
-    @property
-    def fill_rgb(self) -> npt.NDArray[np.uint8]:
-        """[3] uint8, the colour of padding and of what is masked out."""
-        scale = 0 if self.fill == "black" else 255
-        return np.round(np.asarray(self.mean_rgb) * scale).astype(np.uint8)
 
 
 def decode_image(jpeg: bytes) -> ImageRgb:

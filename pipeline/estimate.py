@@ -14,13 +14,14 @@ import torch
 
 from tap_engine.pipeline.concepts import parse_top_k
 from tap_engine.pipeline.config import BuildConfig
-from tap_engine.pipeline.crop import CropConfig, crop_regions, decode_image
+from tap_engine.pipeline.crop import crop_regions, decode_image
 from tap_engine.pipeline.layout import WorkerLayout, choose_layout
 from tap_engine.pipeline.planning import make_plan
 from tap_engine.pipeline.sources.records import ImageRecord, Shard, Source, Unit
-from tap_engine.pipeline.teacher import Teacher, TeacherInfo, pending_download
+from tap_engine.pipeline.teacher import Teacher, pending_download
 from tap_engine.pipeline.unit_builder import outer_box
 from tap_engine.schemas.errors import ConfigError, SchemaError, SourceError
+from tap_engine.schemas.store_settings import CropConfig, TeacherInfo
 from tap_engine.schemas.vocabulary import load_vocabulary
 
 _INDEXED_SHARDS = 16

@@ -7,8 +7,7 @@ half-done store by its provenance.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lance
@@ -28,9 +27,10 @@ from tap_engine.pipeline.store import Store
 from tap_engine.pipeline.teacher import Teacher, TeacherConfig
 from tap_engine.schemas.errors import ConfigError, SchemaError
 from tap_engine.schemas.progress import Say
-from tap_engine.schemas.provenance import METADATA_KEY, Provenance
+from tap_engine.schemas.provenance import METADATA_KEY
+from tap_engine.schemas.store_settings import StoreSettings
 from tap_engine.schemas.tables import CONCEPTS, IMAGES, REGIONS, REJECTS, concept_fields
-from tap_engine.schemas.vocabulary import Vocabulary, load_vocabulary
+from tap_engine.schemas.vocabulary import load_vocabulary
 
 _PENDING_KEY = "tap.reproject"
 """Settings of the columns being computed, in the metadata of `regions` until they are in place."""
@@ -64,21 +64,27 @@ def reproject(store: Store, config: ReprojectConfig, *, say: Say = print) -> int
         SchemaError: the teacher is not the one that made the embeddings.
         StoreError: a build is at work on this store.
     """
-    stored = store.provenance(REGIONS)
-    if not stored.settings.get("teacher"):
+    stored = store.settings()
+    if stored.teacher is None:
         raise ConfigError(f"{store.uri} holds no embeddings to project")
     vocabulary = load_vocabulary(config.vocabulary)
     top_k = parse_top_k(config.concepts, len(vocabulary))
     teacher = Teacher(config.teacher)
-    expected = stored.settings["teacher"]["weights_sha256"]
+    expected = stored.teacher.weights_sha256
     if teacher.info.weights_sha256 != expected:
         raise SchemaError(
             f"{store.uri} was built with weights {expected[:16]}..., this teacher has "
             f"{teacher.info.weights_sha256[:16]}...; concepts must come from the same model"
         )
-    settings = _settings(stored.settings, config, vocabulary, top_k)
+    settings = replace(
+        stored,
+        vocabulary=vocabulary.describe(),
+        source_templates=config.source_templates,
+        target_templates=config.target_templates,
+        top_k=top_k,
+    )
     with Ledger(store):
-        if Provenance(settings).differences(store.provenance(IMAGES)):
+        if settings.provenance().differences(store.provenance(IMAGES)):
             say(f"embedding {len(vocabulary):,} concepts")
             source, target = (
                 embed_concepts(teacher, vocabulary.names, templates).numpy()
@@ -88,7 +94,7 @@ def reproject(store: Store, config: ReprojectConfig, *, say: Say = print) -> int
             say(f"projecting {store.open(REGIONS).count_rows():,} regions")
             _project(store, settings, packer, teacher.device)
             _swap(store, settings)
-            provenance = Provenance(settings, stored.made).to_json()
+            provenance = settings.provenance(store.provenance(REGIONS).made).to_json()
             _replace_concepts(store, concepts_table(vocabulary, source, target), provenance)
             # `images` last: as long as it differs, a repeated command does everything again.
             for table in (REJECTS, REGIONS, IMAGES):
@@ -96,24 +102,12 @@ def reproject(store: Store, config: ReprojectConfig, *, say: Say = print) -> int
     return store.open(REGIONS).count_rows()
 
 
-def _settings(
-    stored: Mapping[str, Any], config: ReprojectConfig, vocabulary: Vocabulary, top_k: int
-) -> dict[str, Any]:
-    return {
-        **stored,
-        "vocabulary": vocabulary.describe(),
-        "source_templates": list(config.source_templates),
-        "target_templates": list(config.target_templates),
-        "top_k": top_k,
-    }
-
-
 def _project(
-    store: Store, settings: Mapping[str, Any], packer: ConceptPacker, device: torch.device
+    store: Store, settings: StoreSettings, packer: ConceptPacker, device: torch.device
 ) -> None:
     """Write the new columns beside the old ones, in one commit; a killed attempt leaves none."""
     regions = store.open(REGIONS)
-    text = json.dumps(settings, sort_keys=True)
+    text = json.dumps(settings.to_json(), sort_keys=True)
     pending = (regions.schema.metadata or {}).get(_PENDING_KEY.encode(), b"").decode()
     if pending != text:
         if leftovers := [n for n in regions.schema.names if n.startswith(_PREFIX)]:
@@ -139,12 +133,12 @@ def _project(
     regions.add_columns(project, read_columns=["embedding"], batch_size=_BATCH_ROWS)
 
 
-def _swap(store: Store, settings: Mapping[str, Any]) -> None:
+def _swap(store: Store, settings: StoreSettings) -> None:
     """Let the new columns take the names of the old; metadata only."""
     names = [field.name for field in concept_fields(1)]
     for name in names:
         schema = store.open(REGIONS).schema
-        if settings["top_k"] and _PREFIX + name not in schema.names:
+        if settings.top_k and _PREFIX + name not in schema.names:
             continue  # done by an earlier attempt, or an empty table
         if name in schema.names:
             store.open(REGIONS).drop_columns([name])

@@ -24,7 +24,8 @@ from lance.fragment import FragmentMetadata, write_fragments
 from tap_engine.schemas.errors import StoreError
 from tap_engine.schemas.keys import split_key
 from tap_engine.schemas.provenance import METADATA_KEY, Provenance
-from tap_engine.schemas.tables import IMAGES, table_uri
+from tap_engine.schemas.store_settings import StoreSettings
+from tap_engine.schemas.tables import IMAGES, REGIONS, table_uri
 
 STORAGE_VERSION = {IMAGES: "2.2"}
 """Blob columns need 2.2. All other tables use 2.0, which scans float16 embeddings fastest
@@ -142,6 +143,14 @@ class Store:
         if METADATA_KEY.encode() not in metadata:
             raise StoreError(f"table {table!r} in {self.uri} carries no provenance of this system")
         return Provenance.from_json(metadata[METADATA_KEY.encode()].decode())
+
+    def settings(self) -> StoreSettings:
+        """What decides the values in the rows.
+
+        Raises:
+            StoreError, SchemaError: as for `provenance`, or settings of another form.
+        """
+        return StoreSettings.of(self.provenance(REGIONS))
 
     def append(self, table: str, fragments: Sequence[str], read_version: int | None = None) -> None:
         """Commit fragments (JSON of `FragmentWriter.close`) in one version.

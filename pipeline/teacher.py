@@ -21,6 +21,7 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 from tap_engine.schemas.errors import ConfigError
+from tap_engine.schemas.store_settings import TeacherInfo
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -70,33 +71,6 @@ class TeacherConfig:
 
 DEFAULT_PRETRAINED = {"EVA02-E-14-plus": "laion2b_s9b_b144k"}
 """Tags that go without saying; the paper's teacher (TAP paper, section 3.1)."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherInfo:
-    """What a loaded teacher is; goes into provenance as it stands.
-
-    Attributes:
-        name, pretrained: as configured, defaults resolved; no machine path.
-        weights_sha256: of all parameters and buffers, float32 where they are floating.
-        precision: of the forward pass.
-        embed_dim: D.
-        image_px: side of the square input.
-        mean_rgb, std_rgb: of the input normalisation, in 0..1.
-        logit_scale: the learned one, exp already taken.
-        random_weights: True when the numbers mean nothing.
-    """
-
-    name: str
-    pretrained: str
-    weights_sha256: str
-    precision: str
-    embed_dim: int
-    image_px: int
-    mean_rgb: tuple[float, float, float]
-    std_rgb: tuple[float, float, float]
-    logit_scale: float
-    random_weights: bool
 
 
 class Teacher:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from tap_engine.pipeline.concepts import ConceptPacker, fixed_size_lists
-from tap_engine.pipeline.crop import CropConfig, crop_regions, decode_image
+from tap_engine.pipeline.crop import crop_regions, decode_image
 from tap_engine.pipeline.ledger import UnitResult
 from tap_engine.pipeline.sources.records import ImageRecord, RegionRecord, Source, Unit
 from tap_engine.pipeline.store import Store
@@ -26,6 +26,7 @@ from tap_engine.pipeline.teacher import Teacher
 from tap_engine.pipeline.unit_rows import StageClock, UnitRows
 from tap_engine.schemas.errors import SchemaError
 from tap_engine.schemas.rejects import Reason, Reject, Stage
+from tap_engine.schemas.store_settings import CropConfig
 from tap_engine.schemas.tables import IMAGES, REGIONS, images_schema, regions_schema
 
 In = TypeVar("In")

@@ -18,6 +18,7 @@ from tap_engine.schemas import tables
 from tap_engine.schemas.errors import SchemaError
 from tap_engine.schemas.keys import split_key
 from tap_engine.schemas.rejects import Reason, Stage
+from tap_engine.schemas.store_settings import StoreSettings
 
 _NORM_TOLERANCE = 2e-3
 """A unit vector of float16 values: rounding moves the norm by at most 2^-11 of it."""
@@ -103,10 +104,8 @@ def _check_schemas(
         for line in other.differences(provenance[tables.REGIONS])
     }
     report.add("all tables have one provenance", "; ".join(sorted(differing)) or None)
-    settings = provenance[tables.REGIONS].settings
-    teacher, top_k = settings.get("teacher"), int(settings.get("top_k", 0))
-    dim = int(teacher["embed_dim"]) if teacher else 0
-    captioned = bool(settings.get("captioned", False))
+    settings = StoreSettings.of(provenance[tables.REGIONS])
+    dim, top_k, captioned = settings.embed_dim, settings.top_k, settings.captioned
     problem = None
     try:
         of_images = tables.images_schema(captioned=captioned)
@@ -119,7 +118,7 @@ def _check_schemas(
     except SchemaError as error:
         problem = str(error)
     report.add("columns are those of the contract", problem)
-    vocabulary = settings.get("vocabulary", {}).get("size", 0)
+    vocabulary = settings.vocabulary.size if settings.vocabulary else 0
     found = concepts.count_rows()
     report.add(
         "the concepts table holds the whole vocabulary",

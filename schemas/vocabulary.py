@@ -23,6 +23,21 @@ SEPARATED_BY_SPACE = ("lvis", "objects365", "openimages")
 the six sets merge to 2,638 names instead of 2,560."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VocabularyInfo:
+    """What a store says of its vocabulary; the names themselves are its table `concepts`.
+
+    Attributes:
+        name: as in `Vocabulary`.
+        size: how many concepts.
+        fingerprint: 16 hex digits that change when a name or its id does.
+    """
+
+    name: str
+    size: int
+    fingerprint: str
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Concept names in id order.
@@ -68,9 +83,9 @@ class Vocabulary:
         """16 hex digits that change when a name or its id does."""
         return hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:16]
 
-    def describe(self) -> dict[str, str | int]:
-        """What provenance keeps of it."""
-        return {"name": self.name, "size": len(self), "fingerprint": self.fingerprint}
+    def describe(self) -> VocabularyInfo:
+        """What the settings of a store keep of it."""
+        return VocabularyInfo(name=self.name, size=len(self), fingerprint=self.fingerprint)
 
 
 def merge(name: str, label_sets: Mapping[str, Iterable[str]]) -> Vocabulary:

@@ -71,11 +71,12 @@ class ConceptSpace(nn.Module):
             StoreError: the store does not say which logit scale its teacher has.
         """
         table = reader.concepts()
-        scale = logit_scale or reader.provenance.settings.get("teacher", {}).get("logit_scale")
+        teacher = reader.settings.teacher
+        scale = logit_scale or (teacher.logit_scale if teacher else 0.0)
         if not scale:
             raise StoreError(
-                f"{reader.uri}: provenance names no teacher.logit_scale; give one with "
-                "--set loss.logit_scale=100"
+                f"{reader.uri} was built without a teacher, so nothing says how its concepts are "
+                "scaled; give the logit scale with --set loss.logit_scale=100"
             )
         return cls(
             tuple(table["name"].to_pylist()),

@@ -16,11 +16,12 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from tap_engine.pipeline.crop import CropConfig, crop_regions, decode_image
+from tap_engine.pipeline.crop import crop_regions, decode_image
 from tap_engine.pipeline.sample.files import JPEG_QUALITY, SceneName
 from tap_engine.pipeline.sample.layout import TINTS
 from tap_engine.schemas import rle
 from tap_engine.schemas.replacing import replacing
+from tap_engine.schemas.store_settings import CropConfig
 from tap_engine.schemas.truth import KINDS, PART
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
 

@@ -20,10 +20,10 @@ import torch
 from open_clip.tokenizer import default_bpe
 
 from tap_engine.model.tensor_file import write_tensors
-from tap_engine.pipeline.crop import CropConfig
 from tap_engine.pipeline.sample.drawings import SAMPLE_DATA
 from tap_engine.pipeline.teacher import BPE_FILE
 from tap_engine.schemas.errors import ConfigError
+from tap_engine.schemas.store_settings import CropConfig
 
 CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE = (
     "open_clip_config.json",

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from tap_engine.pipeline.crop import CropConfig, crop_regions, decode_image
+from tap_engine.pipeline.crop import crop_regions, decode_image
 from tap_engine.schemas import rle
 from tap_engine.schemas.errors import ConfigError, SchemaError
+from tap_engine.schemas.store_settings import CropConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PILLOW = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}

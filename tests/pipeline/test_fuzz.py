@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tap_engine.pipeline.crop import CropConfig, crop_regions, decode_image
+from tap_engine.pipeline.crop import crop_regions, decode_image
 from tap_engine.pipeline.sources.records import ImageRecord
 from tap_engine.pipeline.sources.sa1b import Sa1bSource
 from tap_engine.schemas.errors import SchemaError
+from tap_engine.schemas.store_settings import CropConfig
 from tests.scenes import scene_members, write_tar
 
 NUMBERS = (11, 12, 13, 14)

@@ -10,13 +10,26 @@ from PIL import Image
 
 from tap_engine.schemas import rle
 from tap_engine.schemas.keys import pack_image_id, region_key
-from tap_engine.schemas.provenance import METADATA_KEY, Provenance
+from tap_engine.schemas.provenance import METADATA_KEY
+from tap_engine.schemas.store_settings import StoreSettings, TeacherInfo
 from tap_engine.schemas.tables import concepts_schema, images_schema, regions_schema
 
 EMBEDDING_DIM = 16
 TOP_K = 4
 CONCEPTS = 12
 LOGIT_SCALE = 20.0
+TEACHER = TeacherInfo(
+    name="made up",
+    pretrained="none",
+    weights_sha256="0" * 64,
+    precision="float32",
+    embed_dim=EMBEDDING_DIM,
+    image_px=32,
+    mean_rgb=(0.5, 0.5, 0.5),
+    std_rgb=(0.5, 0.5, 0.5),
+    logit_scale=LOGIT_SCALE,
+    random_weights=True,
+)
 
 
 def blob_schema() -> pa.Schema:
@@ -82,9 +95,8 @@ def make_store(
     )
     if taught:
         lance.write_dataset(concepts, str(root / "concepts.lance"), mode="overwrite")
-    teacher = {"teacher": {"name": "made up", "logit_scale": LOGIT_SCALE}} if taught else {}
-    provenance = Provenance(teacher)
-    metadata = {METADATA_KEY: provenance.to_json()}
+    settings = StoreSettings(teacher=TEACHER if taught else None)
+    metadata = {METADATA_KEY: settings.provenance().to_json()}
     shared = jpegs or (_jpeg(draw_image(rng, size_hw, 3)[0]),)
     for unit in range(0, images, unit_images):
         ids = [

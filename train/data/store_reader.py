@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from tap_engine.schemas.errors import StoreError
 from tap_engine.schemas.keys import ORDINAL_BITS
 from tap_engine.schemas.provenance import METADATA_KEY, Provenance
+from tap_engine.schemas.store_settings import StoreSettings
 from tap_engine.schemas.tables import IMAGES, REGIONS, table_uri
 from tap_engine.train.data.lance_table import open_table
 
@@ -124,7 +125,7 @@ class StoreReader:
 
     @property
     def provenance(self) -> Provenance:
-        """What made the regions; its settings name the teacher and its logit scale."""
+        """What made the regions."""
         metadata = self._table(REGIONS).schema.metadata or {}
         text = metadata.get(METADATA_KEY.encode())
         if text is None:
@@ -133,6 +134,11 @@ class StoreReader:
                 "which teacher made it; rebuild it with `tap-data build-semantic`"
             )
         return Provenance.from_json(text.decode())
+
+    @property
+    def settings(self) -> StoreSettings:
+        """What decides the values in the regions: teacher, vocabulary, crops."""
+        return StoreSettings.of(self.provenance)
 
     def read(self, rows: Index) -> list[StoredImage]:
         """The images at these rows, in this order.
