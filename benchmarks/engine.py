@@ -45,9 +45,11 @@ import torch
 from benchmarks.crops import SIZE_HW, make_jpeg, make_masks
 from tap_engine.jobs.cluster import ray_session
 from tap_engine.pipeline import build as engine
+from tap_engine.pipeline import unit_builder
 from tap_engine.pipeline.concepts import fixed_size_lists
 from tap_engine.pipeline.config import BuildConfig, CropOptions
 from tap_engine.pipeline.crop import crop_regions, decode_image
+from tap_engine.pipeline.key_index import index_keys
 from tap_engine.pipeline.ledger import UnitResult
 from tap_engine.pipeline.sources.records import Unit
 from tap_engine.pipeline.sources.sa1b import Sa1bSource
@@ -141,8 +143,7 @@ class StubActor(engine._UnitActor):
     """The engine's worker with the stub in place of its teacher, in this worker's process only."""
 
     def __init__(self, *arguments: Any) -> None:
-        # Ray pickles the engine's class by value here, so its globals are not the module's.
-        super().__init__.__func__.__globals__["Teacher"] = StubTeacher
+        unit_builder.Teacher = StubTeacher  # type: ignore[misc]
         super().__init__(*arguments)
 
 
@@ -192,13 +193,13 @@ class Loop:
         self.images, self.regions = stored_schema(images_schema()), regions_schema(WIDTH, 0)
         self.crops = np.empty((100, 224, 224, 3), np.uint8)
 
-    def __call__(self, unit: Unit) -> tuple[list[str], list[str]]:
+    def __call__(self, unit: Unit) -> tuple[list[Any], list[Any]]:
         rows: list[list[Any]] = []
         regions = self.write(REGIONS, self.regions, self.region_batches(unit, rows))
         images = self.write(IMAGES, self.images, self.image_batches(rows))
         return images, regions
 
-    def write(self, table: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> list[str]:
+    def write(self, table: str, schema: pa.Schema, batches: Iterator[pa.RecordBatch]) -> list[Any]:
         from lance.fragment import write_fragments
 
         fragments = write_fragments(
@@ -207,7 +208,7 @@ class Loop:
             schema=schema,
             data_storage_version="2.2" if table == IMAGES else "2.0",
         )
-        return [json.dumps(fragment.to_json()) for fragment in fragments]
+        return list(fragments)
 
     def region_batches(self, unit: Unit, rows: list[list[Any]]) -> Iterator[pa.RecordBatch]:
         for index in range(len(unit)):
@@ -266,7 +267,7 @@ def start_worker(shard: Path, out: Path) -> None:
     _loop = Loop(shard, out)
 
 
-def run_unit(unit: Unit) -> tuple[list[str], list[str]]:
+def run_unit(unit: Unit) -> tuple[list[Any], list[Any]]:
     return _loop(unit)
 
 
@@ -276,7 +277,7 @@ def run_loop(shard: Path, out: Path) -> tuple[float, list[float], float]:
     store, source = Store(str(out)), Sa1bSource([str(shard)])
     for table, schema in ((IMAGES, images_schema()), (REGIONS, regions_schema(WIDTH, 0))):
         store.create(table, schema.empty_table(), Provenance({}))
-    units = list(source.units(source.shards()[0], UNIT_IMAGES))
+    units, _ = source.index(source.shards()[0], UNIT_IMAGES)
     delivered, fragments = [], []
     with multiprocessing.get_context("spawn").Pool(WORKERS, start_worker, (shard, out)) as pool:
         for result in pool.imap_unordered(run_unit, units):
@@ -284,7 +285,7 @@ def run_loop(shard: Path, out: Path) -> tuple[float, list[float], float]:
             fragments.append(result)
         store.append(REGIONS, [f for _, regions in fragments for f in regions])
         store.append(IMAGES, [f for images, _ in fragments for f in images])
-        engine.index_keys(store)
+        index_keys(store)
         spent = time.perf_counter() - start
     return spent, delivered, 0.0
 

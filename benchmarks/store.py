@@ -27,9 +27,9 @@ import numpy as np
 import pyarrow as pa
 
 from tap_engine.pipeline import store as store_module
-from tap_engine.pipeline.build import index_keys
 from tap_engine.pipeline.concepts import fixed_size_lists
-from tap_engine.pipeline.store import Store, rows_of_keys, scan
+from tap_engine.pipeline.key_index import index_keys, rows_of_keys
+from tap_engine.pipeline.store import Store, scan
 from tap_engine.schemas.provenance import Provenance
 from tap_engine.schemas.tables import (
     IMAGES,

@@ -64,7 +64,6 @@ def import_visual_genome(
         from tap_engine.pipeline.build import build
         from tap_engine.pipeline.config import BuildConfig, WorkerConfig
         from tap_engine.pipeline.sources.filesystem import absolute_uri
-        from tap_engine.pipeline.sources.index_cache import INDEX_FOLDER
         from tap_engine.pipeline.sources.visual_genome import VisualGenomeSource
         from tap_engine.pipeline.teacher import TeacherConfig
 
@@ -83,10 +82,7 @@ def import_visual_genome(
             storage_options=dict(parse_pairs(storage_option)),
             workers=WorkerConfig(actors=actors, unit_images=unit_images),
         )
-        folder = f"{config.out}/{INDEX_FOLDER}"
-        source = VisualGenomeSource(
-            regions, image_data, images, folder, splits=splits, say=typer.echo
-        )
+        source = VisualGenomeSource(regions, image_data, images, splits)
         with ray_session(ray_address, cpus, ray_wheel):
             summary = build(source, config, say=typer.echo)
         for line in source.counts.lines():

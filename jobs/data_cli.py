@@ -93,7 +93,6 @@ def build_semantic(
         from tap_engine.pipeline.build import build
         from tap_engine.pipeline.config import BuildConfig, CropOptions, WorkerConfig
         from tap_engine.pipeline.sources.filesystem import absolute_uri
-        from tap_engine.pipeline.sources.index_cache import INDEX_FOLDER
         from tap_engine.pipeline.sources.sa1b import Sa1bSource
         from tap_engine.pipeline.teacher import TeacherConfig
 
@@ -130,8 +129,7 @@ def build_semantic(
             print_estimate(estimate(Sa1bSource(sources, source), config, typer.echo), out)
             return
         with ray_session(ray_address, cpus, ray_wheel):
-            shards = Sa1bSource(sources, source, index_folder=f"{config.out}/{INDEX_FOLDER}")
-            summary = build(shards, config, say=typer.echo)
+            summary = build(Sa1bSource(sources, source), config, say=typer.echo)
         print_build_summary(summary, out)
         if summary.failed:
             sys.exit(FAILED)

@@ -197,10 +197,10 @@ def with_sample_trunk(config: "TrainConfig") -> "TrainConfig":
 
     if config.init.trunk != "sample":
         return config
-    from tap_engine.pipeline.sample.teacher_model import sample_teacher_dir
+    from tap_engine.schemas.shipped import sample_teacher_weights
 
-    file = sample_teacher_dir() / "open_clip_model.safetensors"
-    return replace(config, init=replace(config.init, trunk=str(file)))
+    trunk = str(sample_teacher_weights())
+    return replace(config, init=replace(config.init, trunk=trunk))
 
 
 def _shown(value: object) -> str:

@@ -10,48 +10,27 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from lance.indices import IndexConfig
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 
-from tap_engine.pipeline.concepts import ConceptPacker, concepts_table, embed_concepts
-from tap_engine.pipeline.config import BuildConfig, build_settings
+from tap_engine.pipeline.config import BuildConfig
+from tap_engine.pipeline.key_index import index_keys
 from tap_engine.pipeline.layout import WorkerLayout, choose_layout
 from tap_engine.pipeline.ledger import Ledger, UnitResult, done_images
+from tap_engine.pipeline.open_store import describe_teacher, open_store
 from tap_engine.pipeline.planning import Plan, make_plan
+from tap_engine.pipeline.sources.index_cache import INDEX_FOLDER
 from tap_engine.pipeline.sources.records import Source, Unit
 from tap_engine.pipeline.store import STORAGE_WAITS_S, Store
 from tap_engine.pipeline.summary import BuildSummary
-from tap_engine.pipeline.teacher import Teacher, TeacherConfig, pending_download
-from tap_engine.pipeline.unit_builder import UnitBuilder
-from tap_engine.schemas.errors import (
-    SchemaError,
-    SourceError,
-    StoreError,
-    TapError,
-)
+from tap_engine.pipeline.unit_builder import open_builder
+from tap_engine.schemas.errors import SourceError, StoreError, TapError
 from tap_engine.schemas.progress import Progress, Say
-from tap_engine.schemas.provenance import software
 from tap_engine.schemas.store_settings import TeacherInfo
-from tap_engine.schemas.tables import (
-    CONCEPTS,
-    IMAGES,
-    REGIONS,
-    REJECTS,
-    concepts_schema,
-    images_schema,
-    regions_schema,
-    rejects_schema,
-)
-from tap_engine.schemas.vocabulary import load_vocabulary
-
-Value = TypeVar("Value")
 
 
 def build(source: Source, config: BuildConfig, *, say: Say = print) -> BuildSummary:
@@ -64,13 +43,14 @@ def build(source: Source, config: BuildConfig, *, say: Say = print) -> BuildSumm
         StoreError: another driver is at work, or the store cannot be written.
     """
     start = time.monotonic()
+    store = Store(config.out, dict(config.storage_options))
+    source.prepare(f"{store.uri}/{INDEX_FOLDER}", say)
     shards = source.shards()
     if not shards:
         raise SourceError("no shards found")
-    store = Store(config.out, dict(config.storage_options))
     layout = choose_layout(config, ray.cluster_resources())  # type: ignore[no-untyped-call]
     say(layout.describe())
-    open_store(source, store, config, layout, say)
+    open_store(source, store, config, lambda: _describe_teacher(config, layout, say), say)
     with Ledger(store, take_over=config.take_over) as ledger:
         if ledger.removed_rows:
             say(f"removed {ledger.removed_rows:,} rows that an interrupted run left unfinished")
@@ -82,10 +62,12 @@ def build(source: Source, config: BuildConfig, *, say: Say = print) -> BuildSumm
             done_images=done_images(ledger.store),
             on_shard=_say_indexing(say),
         )
+        repeated = ""
+        if plan.duplicate_images:
+            repeated = f"; {plan.duplicate_images:,} repeated images skipped"
         say(
             f"{plan.total_images:,} images in {plan.shards} shards, "
-            f"{plan.built_images:,} built before, {len(plan.units):,} units to do"
-            + (f"; {plan.duplicate_images:,} repeated images skipped" * bool(plan.duplicate_images))
+            f"{plan.built_images:,} built before, {len(plan.units):,} units to do{repeated}"
         )
         summary = BuildSummary(built_before=plan.built_images, total_images=plan.total_images)
         summary.add_rejects(ledger.commit_index(plan.rejects, plan.found_images))
@@ -95,67 +77,13 @@ def build(source: Source, config: BuildConfig, *, say: Say = print) -> BuildSumm
     return summary
 
 
-def open_store(
-    source: Source, store: Store, config: BuildConfig, layout: WorkerLayout, say: Say
-) -> None:
-    """Create the tables, or check that the existing ones were made with the same settings."""
-    if store.exists(IMAGES):
-        known = store.settings().teacher
-        if config.teacher and known is None:
-            raise SchemaError(
-                f"the store {store.uri} was built without a teacher, this run names "
-                f"{config.teacher.name!r}. Leave the teacher out, or name another --out"
-            )
-        wanted = build_settings(config, source, known if config.teacher else None)
-        wanted.provenance().require_same(store.provenance(REGIONS), f"the store {store.uri}")
-        return
-    info, concepts = None, concepts_schema(0).empty_table()
-    if config.teacher:
-        info, concepts = _embed_vocabulary(config, config.teacher, layout, say)
-    settings = build_settings(config, source, info)
-    provenance = settings.provenance(software())
-    regions = regions_schema(settings.embed_dim, settings.top_k, captioned=source.captioned)
-    # `images` last: its presence says that the others are there.
-    content = {
-        CONCEPTS: concepts,
-        REJECTS: rejects_schema().empty_table(),
-        REGIONS: regions.empty_table(),
-        IMAGES: images_schema(captioned=source.captioned).empty_table(),
-    }
-    for table, rows in content.items():
-        if not store.exists(table):
-            store.create(table, rows, provenance)
-
-
-def _embed_vocabulary(
-    config: BuildConfig, teacher: TeacherConfig, layout: WorkerLayout, say: Say
+def _describe_teacher(
+    config: BuildConfig, layout: WorkerLayout, say: Say
 ) -> tuple[TeacherInfo, pa.Table]:
-    """What the teacher is, and the `concepts` table it makes; loads it in a Ray worker."""
-    vocabulary = load_vocabulary(config.vocabulary)
-    if (pending := pending_download(teacher)) and teacher.download:
-        say(f"downloading {pending}")
-    say(f"loading teacher {teacher.name} to embed {len(vocabulary):,} concepts")
-    describe = ray.remote(_describe_teacher).options(num_cpus=1, num_gpus=layout.gpus)
-    templates = (config.source_templates, config.target_templates)
+    """What the teacher is and the `concepts` table it makes, found out in a Ray worker."""
+    describe = ray.remote(describe_teacher).options(num_cpus=1, num_gpus=layout.gpus)
     with _own_errors():
-        info, source, target = ray.get(describe.remote(teacher, vocabulary, templates))
-    if info.random_weights:
-        say("WARNING: the teacher has random weights; embeddings and concepts mean nothing")
-    return info, concepts_table(vocabulary, source, target)
-
-
-def index_keys(store: Store) -> None:
-    """Index `key` and `image_id` for lookups; brings existing indices up to date."""
-    for table, column in ((REGIONS, "key"), (IMAGES, "image_id")):
-        dataset = store.open(table)
-        if not dataset.count_rows():
-            continue
-        if any(column in index.field_names for index in dataset.describe_indices()):
-            store.patiently(dataset.optimize.optimize_indices)
-        else:
-            # Lance's default of 4,096 rows a page makes a lookup of 100 keys a fifth slower.
-            pages = IndexConfig(index_type="btree", parameters={"zone_size": 1024})
-            store.patiently(partial(dataset.create_scalar_index, column, pages))
+        return ray.get(describe.remote(config))
 
 
 def _run(
@@ -222,6 +150,7 @@ def run_units(
     # A worker may be killed while it loads its teacher, as at any other moment.
     context.max_consecutive_actor_init_deaths = config.workers.retries
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # Units and results are pickled here: Ray would do it too, and log that they are not for Arrow.
     # One block a unit, so that units, not groups of them, are what is handed out and retried.
     rows = [{"unit": pickle.dumps(unit)} for unit in units]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
@@ -233,7 +162,7 @@ def run_units(
     )
     with _own_errors():
         for row in dataset.iter_rows():
-            yield UnitResult.from_json(row["result"])
+            yield pickle.loads(row["result"])
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -262,22 +191,7 @@ class _UnitActor:
     def __init__(
         self, source: Source, store: Store, config: BuildConfig, cpus: int, attempts: Any
     ) -> None:
-        import cv2
-        import torch
-
-        torch.set_num_threads(cpus)
-        cv2.setNumThreads(1)
-        teacher = Teacher(config.teacher) if config.teacher else None
-        own = build_settings(config, source, teacher.info if teacher else None)
-        own.provenance().require_same(store.provenance(REGIONS), f"the store {store.uri}")
-        packer = crop = None
-        if teacher:
-            crop = config.crop.for_teacher(teacher.info)
-        if teacher and own.top_k:
-            column = store.open(CONCEPTS).to_table(columns=["target_embedding"]).column(0)
-            target = column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
-            packer = ConceptPacker.of(target, teacher.info.logit_scale, own.top_k)
-        self._builder = UnitBuilder(source, store, teacher, packer, crop, cpus)
+        self._builder = open_builder(store, source, config, cpus)
         self._attempts = attempts
         self._retries = config.workers.retries
 
@@ -286,23 +200,15 @@ class _UnitActor:
         begun = ray.get(self._attempts.begin.remote(unit.unit_id))
         if begun > self._retries + 1:
             failure = f"its worker died {begun - 1} times"
-            return {"result": UnitResult(unit.unit_id, failure=failure).to_json()}
+            return {"result": pickle.dumps(UnitResult(unit.unit_id, failure=failure))}
         for wait_s in (*STORAGE_WAITS_S, None):
             try:
-                return {"result": self._builder(unit).to_json()}
+                return {"result": pickle.dumps(self._builder(unit))}
             except (OSError, StoreError):
                 if wait_s is None:
                     raise
                 time.sleep(wait_s)
         raise AssertionError("unreachable")
-
-
-def _describe_teacher(
-    config: TeacherConfig, vocabulary: Any, templates: tuple[tuple[str, ...], tuple[str, ...]]
-) -> tuple[TeacherInfo, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    teacher = Teacher(config)
-    source, target = (embed_concepts(teacher, vocabulary.names, part).numpy() for part in templates)
-    return teacher.info, source, target
 
 
 @contextmanager

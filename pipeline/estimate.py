@@ -6,7 +6,7 @@ Nothing is written and Ray is not started; the sample is built in this process.
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,14 +14,15 @@ import torch
 
 from tap_engine.pipeline.concepts import parse_top_k
 from tap_engine.pipeline.config import BuildConfig
-from tap_engine.pipeline.crop import crop_regions, decode_image
+from tap_engine.pipeline.crop import decode_image
 from tap_engine.pipeline.layout import WorkerLayout, choose_layout
 from tap_engine.pipeline.planning import make_plan
 from tap_engine.pipeline.sources.records import ImageRecord, Shard, Source, Unit
-from tap_engine.pipeline.teacher import Teacher, pending_download
-from tap_engine.pipeline.unit_builder import outer_box
+from tap_engine.pipeline.teacher import pending_download
+from tap_engine.pipeline.unit_builder import UnitBuilder, crops_of, open_builder
 from tap_engine.schemas.errors import ConfigError, SchemaError, SourceError
-from tap_engine.schemas.store_settings import CropConfig, TeacherInfo
+from tap_engine.schemas.progress import Say
+from tap_engine.schemas.store_settings import CropConfig
 from tap_engine.schemas.vocabulary import load_vocabulary
 
 _INDEXED_SHARDS = 16
@@ -80,7 +81,7 @@ class Estimate:
         return self.regions / self.crops_per_s / 3600 if self.crops_per_s else None
 
 
-def estimate(source: Source, config: BuildConfig, say: Callable[[str], None]) -> Estimate:
+def estimate(source: Source, config: BuildConfig, say: Say) -> Estimate:
     """Index some shards, read a sample, time crops and teacher.
 
     Raises:
@@ -89,6 +90,7 @@ def estimate(source: Source, config: BuildConfig, say: Callable[[str], None]) ->
     """
     if config.teacher is None:
         raise ConfigError("an estimate is of a build with a teacher; this one has none")
+    source.prepare(None, say)
     shards = source.shards()
     if not shards:
         raise SourceError("no shards found")
@@ -98,10 +100,13 @@ def estimate(source: Source, config: BuildConfig, say: Callable[[str], None]) ->
     records = _sample(source, units, found)
     if not records:
         raise SourceError("no usable image in the sample; run without --dry-run to see the rejects")
-    info = _time_teacher(config, found, say)
-    crop = config.crop.for_teacher(info) if info else CropConfig(mean_rgb=(0.5, 0.5, 0.5))
-    _time_crops(records, crop, found)
-    dim = info.embed_dim if info else _EMBEDDING_WITHOUT_TEACHER
+    builder = _open_builder(source, config, found, say)
+    if builder:
+        _time_teacher(builder, found)
+    crop = builder.crop if builder else None
+    _time_crops(records, crop or CropConfig(mean_rgb=(0.5, 0.5, 0.5)), found)
+    teacher = builder.teacher if builder else None
+    dim = teacher.info.embed_dim if teacher else _EMBEDDING_WITHOUT_TEACHER
     top_k = parse_top_k(config.concepts, len(load_vocabulary(config.vocabulary)))
     region = _FIXED_REGION_BYTES + found.rle_bytes + 2 * dim + (4 * top_k + 4 if top_k else 0)
     found.store_bytes = int(found.images * (found.jpeg_bytes + 64) + found.regions * region)
@@ -114,7 +119,7 @@ def _index(
     shards: Sequence[Shard],
     config: BuildConfig,
     found: Estimate,
-    say: Callable[[str], None],
+    say: Say,
 ) -> list[Unit]:
     # Spread over the list: the first shards of a set are not like the last.
     some = [
@@ -154,9 +159,7 @@ def _sample(source: Source, units: Sequence[Unit], found: Estimate) -> list[Imag
 def _time_crops(records: Sequence[ImageRecord], crop: CropConfig, found: Estimate) -> None:
     def one(record: ImageRecord) -> None:
         try:
-            pixels = decode_image(record.jpeg)
-            boxes = np.array([outer_box(r.bbox_xywh) for r in record.regions], np.int64)
-            crop_regions(pixels, [r.runs for r in record.regions], boxes.reshape(-1, 4), crop)
+            crops_of(record.regions, decode_image(record.jpeg), crop)
         except SchemaError:
             return  # the build will reject it
 
@@ -167,9 +170,9 @@ def _time_crops(records: Sequence[ImageRecord], crop: CropConfig, found: Estimat
     found.prepare_s += (time.perf_counter() - start) / len(records)
 
 
-def _time_teacher(
-    config: BuildConfig, found: Estimate, say: Callable[[str], None]
-) -> TeacherInfo | None:
+def _open_builder(
+    source: Source, config: BuildConfig, found: Estimate, say: Say
+) -> UnitBuilder | None:
     assert config.teacher is not None
     resources = {"CPU": os.cpu_count() or 1, "GPU": torch.cuda.device_count(), "memory": 1 << 62}
     found.layout = choose_layout(config, resources)
@@ -177,8 +180,12 @@ def _time_teacher(
         found.warnings.append(f"the teacher was not timed: it needs {pending}")
         return None
     say(f"loading and timing teacher {config.teacher.name}")
-    torch.set_num_threads(found.layout.cpus)
-    teacher = Teacher(config.teacher)
+    return open_builder(None, source, config, found.layout.cpus)
+
+
+def _time_teacher(builder: UnitBuilder, found: Estimate) -> None:
+    teacher = builder.teacher
+    assert teacher is not None
     found.device = str(teacher.device)
     side = teacher.info.image_px
     batch = np.random.default_rng(0).integers(0, 255, (teacher.batch_size, side, side, 3), np.uint8)
@@ -190,7 +197,6 @@ def _time_teacher(
         crops += size
         size = min(2 * size, teacher.batch_size)  # a slow teacher answers in seconds, too
     found.crops_per_s = crops / spent
-    return teacher.info
 
 
 def _warn(config: BuildConfig, found: Estimate) -> None:

@@ -12,8 +12,9 @@ from PIL import Image
 
 from tap_engine.model.picture import PANEL_PX, Mark, draw_marks
 from tap_engine.pipeline.crop import decode_image
+from tap_engine.pipeline.key_index import rows_of_keys
 from tap_engine.pipeline.query import concept_names
-from tap_engine.pipeline.store import Store, rows_of_keys
+from tap_engine.pipeline.store import Store
 from tap_engine.schemas import rle, tables
 from tap_engine.schemas.errors import StoreError
 

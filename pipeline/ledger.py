@@ -24,6 +24,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from lance.fragment import FragmentMetadata
 
 from tap_engine.pipeline.lease import Lease
 from tap_engine.pipeline.store import Store, distinct, runs_of
@@ -42,7 +43,7 @@ class UnitResult:
     Attributes:
         unit_id: the unit.
         images, regions: rows written.
-        image_fragments, region_fragments: JSON of uncommitted Lance fragments.
+        image_fragments, region_fragments: the uncommitted files, as Lance describes them.
         rejects: what was left out.
         seconds: time spent by stage; work of several threads adds up.
         crops: crops that went through the teacher.
@@ -52,23 +53,12 @@ class UnitResult:
     unit_id: int
     images: int = 0
     regions: int = 0
-    image_fragments: list[str] = field(default_factory=list)
-    region_fragments: list[str] = field(default_factory=list)
+    image_fragments: list[FragmentMetadata] = field(default_factory=list)
+    region_fragments: list[FragmentMetadata] = field(default_factory=list)
     rejects: list[Reject] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     crops: int = 0
     failure: str = ""
-
-    def to_json(self) -> str:
-        """For the way back to the driver."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> "UnitResult":
-        """Inverse of `to_json`."""
-        content = json.loads(text)
-        content["rejects"] = [Reject(**reject) for reject in content["rejects"]]
-        return cls(**content)
 
 
 def rejects_table(unit_id: int, rejects: Sequence[Reject]) -> pa.Table:
@@ -171,7 +161,7 @@ class Ledger:
             self.done = np.union1d(self.done, unit)
         return fresh
 
-    def _append(self, table: str, fragments: Sequence[str]) -> None:
+    def _append(self, table: str, fragments: Sequence[FragmentMetadata]) -> None:
         # The version first: whoever takes the lease after it fences the table, and this append
         # is refused however long this process is held up from here on.
         version = self.store.open(table).version
@@ -255,7 +245,7 @@ def _check(result: UnitResult) -> None:
         ("images", result.images, result.image_fragments),
         ("regions", result.regions, result.region_fragments),
     ):
-        written = sum(json.loads(fragment)["physical_rows"] for fragment in fragments)
+        written = sum(fragment.physical_rows for fragment in fragments)
         if written != rows:
             raise StoreError(
                 f"unit {result.unit_id}: {rows} {name} reported, {written} in its fragments"

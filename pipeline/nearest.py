@@ -6,8 +6,9 @@ Lance searches: exact where the table has no vector index, through the index whe
 import numpy as np
 import pyarrow as pa
 
+from tap_engine.pipeline.key_index import rows_of_keys
 from tap_engine.pipeline.query import concept_names, resolve_concepts
-from tap_engine.pipeline.store import Store, rows_of_keys
+from tap_engine.pipeline.store import Store
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.tables import REGIONS
 

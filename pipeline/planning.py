@@ -65,9 +65,9 @@ def make_plan(
         # Windows, so that a limit does not index a thousand shards for nothing.
         for start in range(0, len(shards), _INDEX_THREADS):
             window = shards[start : start + _INDEX_THREADS]
-            for found in pool.map(lambda shard: list(source.units(shard, unit_images)), window):
-                units += [unit for unit in found if len(unit)]
-                rejects += [reject for unit in found for reject in unit.rejects]
+            for found, left_out in pool.map(lambda s: source.index(s, unit_images), window):
+                units += found
+                rejects += left_out
                 images += sum(len(unit) for unit in found)
                 indexed += 1
                 on_shard(indexed, len(shards))

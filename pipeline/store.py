@@ -5,7 +5,6 @@ finished fragments in one commit (ledger.py decides when). `ds.write_lance` and 
 used: the first is broken with this pair of versions, the second commits once at the very end.
 """
 
-import json
 import logging
 import queue
 import threading
@@ -22,7 +21,6 @@ from lance.commit import CommitConflictError
 from lance.fragment import FragmentMetadata, write_fragments
 
 from tap_engine.schemas.errors import StoreError
-from tap_engine.schemas.keys import split_key
 from tap_engine.schemas.provenance import METADATA_KEY, Provenance
 from tap_engine.schemas.store_settings import StoreSettings
 from tap_engine.schemas.tables import IMAGES, REGIONS, table_uri
@@ -152,8 +150,10 @@ class Store:
         """
         return StoreSettings.of(self.provenance(REGIONS))
 
-    def append(self, table: str, fragments: Sequence[str], read_version: int | None = None) -> None:
-        """Commit fragments (JSON of `FragmentWriter.close`) in one version.
+    def append(
+        self, table: str, fragments: Sequence[FragmentMetadata], read_version: int | None = None
+    ) -> None:
+        """Commit fragments (of `FragmentWriter.close`) in one version.
 
         A commit whose answer was lost on the way is recognised by its files and not repeated.
 
@@ -166,8 +166,7 @@ class Store:
         Raises:
             StoreError: the table was fenced since, or the storage failed.
         """
-        metadata = [FragmentMetadata.from_json(text) for text in fragments]
-        ours = {file.path for fragment in metadata for file in fragment.files}
+        ours = {file.path for fragment in fragments for file in fragment.files}
 
         before = read_version or self.open(table).version
 
@@ -178,7 +177,7 @@ class Store:
             try:
                 lance.LanceDataset.commit(
                     self.table_uri(table),
-                    lance.LanceOperation.Append(metadata),
+                    lance.LanceOperation.Append(list(fragments)),
                     read_version=before,
                     storage_options=self.options,
                 )
@@ -262,43 +261,6 @@ def runs_of(
     return found, found[times > 1]
 
 
-def rows_of_keys(
-    dataset: lance.LanceDataset,
-    keys: Sequence[int] | npt.NDArray[np.int64],
-    columns: Sequence[str] | None = None,
-) -> pa.Table:
-    """Rows of `regions` by key, in the order of `keys`, through the index on `key`.
-
-    Keep `dataset` open between calls: it caches the index. Each row costs one read a column, so
-    ask for what is needed.
-
-    Args:
-        dataset: an opened `regions`.
-        keys: [N] int64, any order, repeats allowed.
-        columns: all of them by default.
-
-    Raises:
-        StoreError: names a key that is not there.
-    """
-    wanted = list(columns) if columns is not None else dataset.schema.names
-    unique, positions = np.unique(np.asarray(keys, np.int64), return_inverse=True)
-    if not len(unique):
-        return dataset.schema.empty_table().select(wanted)
-    found = dataset.to_table(
-        columns=list(dict.fromkeys(["key", *wanted])),
-        filter=f"key IN ({', '.join(map(str, unique.tolist()))})",
-    )
-    present = found.column("key").to_numpy()
-    if missing := np.setdiff1d(unique, present).tolist():
-        image_id, ordinal = split_key(missing[0])
-        more = f" and {len(missing) - 1:,} more" if len(missing) > 1 else ""
-        raise StoreError(
-            f"no region {missing[0]} (image {image_id}, ordinal {ordinal}){more} in {dataset.uri}; "
-            "`tap-data query` lists keys"
-        )
-    return found.select(wanted).take(np.argsort(present)[positions])
-
-
 def _files(dataset: lance.LanceDataset) -> set[str]:
     return {file.path for part in dataset.get_fragments() for file in part.metadata.files}
 
@@ -327,7 +289,7 @@ class FragmentWriter:
         self._table = table
         self._schema = stored_schema(schema)
         self._queue: queue.Queue[pa.RecordBatch | None] = queue.Queue(_QUEUE_BATCHES)
-        self._fragments: list[str] = []
+        self._fragments: list[FragmentMetadata] = []
         self._error: BaseException | None = None
         self._aborted = False
         self._thread: threading.Thread | None = None
@@ -344,8 +306,8 @@ class FragmentWriter:
         batch = pa.record_batch(list(columns), schema=self._schema)
         self._put(batch)
 
-    def close(self) -> list[str]:
-        """Finish the files; returns JSON of the uncommitted fragments (none without rows).
+    def close(self) -> list[FragmentMetadata]:
+        """Finish the files; returns the uncommitted fragments (none without rows).
 
         Raises:
             StoreError: writing failed.
@@ -391,14 +353,13 @@ class FragmentWriter:
 
     def _run(self) -> None:
         try:
-            fragments = write_fragments(
+            self._fragments = write_fragments(
                 pa.RecordBatchReader.from_batches(self._schema, self._batches()),
                 self._store.table_uri(self._table),
                 schema=self._schema,
                 data_storage_version=_version(self._table),
                 storage_options=self._store.options,
             )
-            self._fragments = [json.dumps(fragment.to_json()) for fragment in fragments]
         # Whatever stops the writer must reach the thread that waits for it.
         except BaseException as error:
             self._error = error

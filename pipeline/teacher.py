@@ -21,13 +21,12 @@ from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
 from tap_engine.schemas.errors import ConfigError
+from tap_engine.schemas.shipped import SAMPLE, sample_teacher
 from tap_engine.schemas.store_settings import TeacherInfo
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 NO_WEIGHTS = "none"
-SAMPLE_TEACHER = "sample"
-
 LOCAL_FOLDER = "local-dir:"
 """How open_clip marks a model name that is a folder."""
 
@@ -161,10 +160,8 @@ def resolve(config: TeacherConfig) -> tuple[str, str]:
     Raises:
         ConfigError: neither a known model nor a folder, or weights are not named.
     """
-    if config.name == SAMPLE_TEACHER:
-        from tap_engine.pipeline.sample.teacher_model import sample_teacher_dir
-
-        return f"{LOCAL_FOLDER}{sample_teacher_dir()}", config.pretrained or SAMPLE_TEACHER
+    if config.name == SAMPLE:
+        return f"{LOCAL_FOLDER}{sample_teacher()}", config.pretrained or SAMPLE
     if config.name.startswith("hf-hub:"):
         return config.name, config.pretrained or config.name
     if Path(config.name).is_dir():

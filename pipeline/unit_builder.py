@@ -6,11 +6,12 @@ teacher works on the batch before (docs/decisions/0002-one-actor-per-teacher.md)
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -18,16 +19,17 @@ import torch
 from torch import Tensor
 
 from tap_engine.pipeline.concepts import ConceptPacker, fixed_size_lists
+from tap_engine.pipeline.config import BuildConfig, build_settings
 from tap_engine.pipeline.crop import crop_regions, decode_image
 from tap_engine.pipeline.ledger import UnitResult
 from tap_engine.pipeline.sources.records import ImageRecord, RegionRecord, Source, Unit
 from tap_engine.pipeline.store import Store
 from tap_engine.pipeline.teacher import Teacher
 from tap_engine.pipeline.unit_rows import StageClock, UnitRows
-from tap_engine.schemas.errors import SchemaError
+from tap_engine.schemas.errors import SchemaError, StoreError
 from tap_engine.schemas.rejects import Reason, Reject, Stage
 from tap_engine.schemas.store_settings import CropConfig
-from tap_engine.schemas.tables import IMAGES, REGIONS, images_schema, regions_schema
+from tap_engine.schemas.tables import CONCEPTS, IMAGES, REGIONS, images_schema, regions_schema
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -66,12 +68,42 @@ class _Batch:
 _Step = tuple[_Embedded | None, _Batch | None]
 
 
+def open_builder(
+    store: Store | None, source: Source, config: BuildConfig, threads: int
+) -> "UnitBuilder":
+    """A builder with its teacher loaded, which is proved to be the one that made the store.
+
+    Args:
+        store: where fragments go; None for an estimate, which builds nothing.
+        source: where units come from.
+        config: of the build.
+        threads: of reading, decoding and cropping, and of torch on a CPU.
+
+    Raises:
+        ConfigError: the teacher cannot be loaded.
+        SchemaError: the store was made with other settings.
+    """
+    torch.set_num_threads(threads)
+    cv2.setNumThreads(1)
+    teacher = Teacher(config.teacher) if config.teacher else None
+    crop = config.crop.for_teacher(teacher.info) if teacher else None
+    packer = None
+    if store is not None:
+        own = build_settings(config, source, teacher.info if teacher else None)
+        own.provenance().require_same(store.provenance(REGIONS), f"the store {store.uri}")
+        if teacher and own.top_k:
+            column = store.open(CONCEPTS).to_table(columns=["target_embedding"]).column(0)
+            target = column.combine_chunks().flatten().to_numpy().reshape(len(column), -1)
+            packer = ConceptPacker.of(target, teacher.info.logit_scale, own.top_k)
+    return UnitBuilder(source, store, teacher, packer, crop, threads)
+
+
 class UnitBuilder:
     """Builds units with one loaded teacher; call it with one unit after the other.
 
     Args:
         source: where units come from.
-        store: where fragments go.
+        store: where fragments go; None for a builder that is only asked what it would do.
         teacher: loaded; None writes regions without embeddings.
         packer: concept columns; None leaves them out.
         crop: how regions become crops; needed with a teacher only.
@@ -81,7 +113,7 @@ class UnitBuilder:
     def __init__(
         self,
         source: Source,
-        store: Store,
+        store: Store | None,
         teacher: Teacher | None,
         packer: ConceptPacker | None,
         crop: CropConfig | None,
@@ -89,9 +121,9 @@ class UnitBuilder:
     ) -> None:
         self._source = source
         self._store = store
-        self._teacher = teacher
+        self.teacher = teacher
         self._packer = packer.to(teacher.device) if packer and teacher else None
-        self._crop = crop
+        self.crop = crop
         self._threads = threads
         self._free: list[_Batch] = []
         self._regions_schema = regions_schema(
@@ -107,6 +139,8 @@ class UnitBuilder:
             StoreError: the store cannot be written.
             SourceError: the shard is not there any more.
         """
+        if self._store is None:
+            raise StoreError("this builder was opened without a store, so it cannot write")
         result = UnitResult(unit.unit_id)
         clock = StageClock(result.seconds)
         rows = UnitRows(
@@ -147,9 +181,9 @@ class UnitBuilder:
                 yield waiting.popleft()
 
     def _encode(self, batch: _Batch, result: UnitResult, clock: StageClock) -> None:
-        assert self._teacher is not None
+        assert self.teacher is not None
         with clock("teacher"):
-            embeddings = self._teacher.encode_crops(batch.crops[: batch.filled])
+            embeddings = self.teacher.encode_crops(batch.crops[: batch.filled])
         result.crops += batch.filled
         start = 0
         for image, count in batch.owners:
@@ -173,7 +207,7 @@ class UnitBuilder:
                 if decoded.record is None or decoded.pixels is None:
                     continue
                 regions = decoded.record.regions
-                image = _Embedded(decoded.record, missing=len(regions) if self._teacher else 0)
+                image = _Embedded(decoded.record, missing=len(regions) if self.teacher else 0)
                 if not image.missing:
                     yield lambda image=image: (image, None)  # type: ignore[misc]
                     continue
@@ -197,8 +231,8 @@ class UnitBuilder:
     def _empty_batch(self) -> _Batch:
         if self._free:
             return self._free.pop()
-        size = self._crop.size_px if self._crop else 0
-        count = self._teacher.batch_size if self._teacher else 0
+        size = self.crop.size_px if self.crop else 0
+        count = self.teacher.batch_size if self.teacher else 0
         return _Batch(np.empty((count, size, size, 3), np.uint8))
 
     def _decode(self, unit: Unit, clock: StageClock) -> Callable[[int], _Decoded]:
@@ -237,10 +271,9 @@ class UnitBuilder:
         clock: StageClock,
     ) -> Callable[[], _Step]:
         def run() -> _Step:
-            assert self._crop is not None
-            boxes = np.array([outer_box(region.bbox_xywh) for region in regions], np.int64)
+            assert self.crop is not None
             with clock("crop"):
-                crop_regions(pixels, [region.runs for region in regions], boxes, self._crop, out)
+                crops_of(regions, pixels, self.crop, out)
             return image, full
 
         return run
@@ -251,7 +284,7 @@ class UnitBuilder:
         record = image.record
         derived: list[pa.Array] = []
         regions = record.regions
-        if self._teacher and regions:
+        if self.teacher and regions:
             with clock("concepts"):
                 embeddings = torch.cat(image.parts)
                 finite = torch.isfinite(embeddings).all(-1) & (embeddings.abs().amax(-1) > 0)
@@ -290,7 +323,20 @@ def _ordered(
             future.cancel()
 
 
-def outer_box(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+def crops_of(
+    regions: Sequence[RegionRecord],
+    pixels: npt.NDArray[np.uint8],
+    crop: CropConfig,
+    out: npt.NDArray[np.uint8] | None = None,
+) -> npt.NDArray[np.uint8]:
+    """Crops [N, S, S, 3] uint8 of an image's regions; see `crop_regions`."""
+    boxes = np.array([_outer_box(region.bbox_xywh) for region in regions], np.int64)
+    return crop_regions(
+        pixels, [region.runs for region in regions], boxes.reshape(-1, 4), crop, out
+    )
+
+
+def _outer_box(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
     """Whole pixels that cover a box."""
     left, top = int(np.floor(box[0])), int(np.floor(box[1]))
     right, bottom = int(np.ceil(box[0] + box[2])), int(np.ceil(box[1] + box[3]))

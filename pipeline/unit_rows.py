@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
+from lance.fragment import FragmentMetadata
 
 from tap_engine.pipeline.concepts import fixed_size_lists
 from tap_engine.pipeline.sources.records import ImageRecord, RegionRecord, Source
@@ -77,14 +78,14 @@ class UnitRows:
         if sum(len(columns[0]) for columns in self._pending_regions) >= _ROWS_A_BATCH:
             self._flush_regions()
 
-    def close(self) -> tuple[list[str], list[str]]:
+    def close(self) -> tuple[list[FragmentMetadata], list[FragmentMetadata]]:
         """Writes what is left; fragments of images and of regions, as the commit takes them."""
         self._flush_images()
         self._flush_regions()
         return self._images.close(), self._regions.close()
 
     def abort(self) -> None:
-        """Deletes what was written."""
+        """Gives up: files that were written become orphans, which the next build removes."""
         self._images.abort()
         self._regions.abort()
 

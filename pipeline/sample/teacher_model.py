@@ -20,9 +20,7 @@ import torch
 from open_clip.tokenizer import default_bpe
 
 from tap_engine.model.tensor_file import write_tensors
-from tap_engine.pipeline.sample.drawings import SAMPLE_DATA
 from tap_engine.pipeline.teacher import BPE_FILE
-from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.store_settings import CropConfig
 
 CONFIG_FILE, WEIGHTS_FILE, TRAINING_FILE = (
@@ -67,21 +65,6 @@ PREPROCESS_CONFIG: dict[str, Any] = {
 
 CROPS = CropConfig(mean_rgb=tuple(PREPROCESS_CONFIG["mean"]), size_px=IMAGE_PX)
 """How the data engine crops for this teacher."""
-
-
-def sample_teacher_dir() -> Path:
-    """The shipped teacher's folder, what `--teacher sample` means.
-
-    Raises:
-        ConfigError: it is not in this installation.
-    """
-    folder = SAMPLE_DATA / "teacher"
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise ConfigError(
-            "the sample teacher is not in this installation; train it: tap-data train-teacher DIR, "
-            "then --teacher DIR"
-        )
-    return folder
 
 
 def new_model() -> torch.nn.Module:

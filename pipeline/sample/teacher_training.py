@@ -31,7 +31,6 @@ from tap_engine.pipeline.sample.teacher_model import (
     PREPROCESS_CONFIG,
     WEIGHTS_FILE,
     new_model,
-    sample_teacher_dir,
     write_config,
     write_teacher,
 )
@@ -43,10 +42,11 @@ from tap_engine.pipeline.sample.teacher_scenes import (
     scene_batch,
 )
 from tap_engine.pipeline.sample.world import RENDERER_VERSION
-from tap_engine.pipeline.teacher import LOCAL_FOLDER, SAMPLE_TEACHER, open_tokenizer
+from tap_engine.pipeline.teacher import LOCAL_FOLDER, open_tokenizer
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.provenance import Provenance, software
 from tap_engine.schemas.replacing import replacing
+from tap_engine.schemas.shipped import SAMPLE, sample_teacher
 from tap_engine.schemas.truth import KINDS
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
 
@@ -410,7 +410,7 @@ def _schedule(step: int, config: TeacherTrainingConfig) -> float:
 
 def _weights_of(start: str) -> dict[str, Tensor]:
     """The weights of a teacher's folder, in float32."""
-    folder = sample_teacher_dir() if start == SAMPLE_TEACHER else Path(start)
+    folder = sample_teacher() if start == SAMPLE else Path(start)
     if not (folder / WEIGHTS_FILE).is_file():
         raise ConfigError(f"no teacher to start from: {folder} holds no {WEIGHTS_FILE}")
     tensors = load_file(folder / WEIGHTS_FILE)

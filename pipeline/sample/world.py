@@ -30,7 +30,7 @@ import cv2
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tap_engine.pipeline.sample.drawings import SAMPLE_DATA, select
+from tap_engine.pipeline.sample.drawings import select
 from tap_engine.pipeline.sample.files import (
     JPEG_QUALITY,
     PARTS,
@@ -43,6 +43,7 @@ from tap_engine.pipeline.sample.sprites import load_sprites
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.provenance import Provenance, software
 from tap_engine.schemas.replacing import replacing
+from tap_engine.schemas.shipped import sample_scenes
 from tap_engine.schemas.truth import truth_schema
 
 RENDERER_VERSION = 1
@@ -166,7 +167,7 @@ def copy_shipped_scenes(out: Path) -> None:
     """
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} is not empty; name a new folder")
-    shutil.copytree(SAMPLE_DATA / "scenes", out, dirs_exist_ok=True)
+    shutil.copytree(sample_scenes(), out, dirs_exist_ok=True)
 
 
 @dataclass(frozen=True, slots=True)

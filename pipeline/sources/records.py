@@ -1,12 +1,12 @@
 """What a source hands to the engine: units of work, and images with their regions.
 
 Nothing after a source knows where a region came from. A source is small:
+    prepare(folder)      read once whatever the rest depends on; for most sources nothing
     shards()             what there is, cheaply
-    units(shard)         consecutive images of a shard, as work units
+    index(shard)         consecutive images of a shard as work units, and what cannot be used
     load(unit, index)    one image with its regions, and what had to be left out
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from tap_engine.pipeline.sources.filesystem import base_name
 from tap_engine.schemas.keys import unit_id
+from tap_engine.schemas.progress import Say
 from tap_engine.schemas.rejects import Reject
 from tap_engine.schemas.rle import Runs
 
@@ -47,8 +48,6 @@ class Unit:
         image_ids: [N] int64.
         spans: [N, K] int64: where the source finds each image and its annotations. SA-1B: offset
             and size of both, in the tar; sizes only (offsets -1) in a folder.
-        rejects: what the index alone showed to be unusable, stage `index`; such a unit has no
-            images and goes to the driver (ledger.py), not to a worker.
     """
 
     shard: str
@@ -56,7 +55,6 @@ class Unit:
     names: str
     image_ids: npt.NDArray[np.int64]
     spans: npt.NDArray[np.int64]
-    rejects: tuple[Reject, ...] = ()
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -80,7 +78,6 @@ class Unit:
             "\n".join(names),
             self.image_ids[~drop],
             self.spans[~drop],
-            self.rejects,
         )
 
 
@@ -136,6 +133,21 @@ class Source(Protocol):
     name: str
     captioned: bool
 
+    def prepare(self, index_folder: str | None, say: Say) -> None:
+        """Read what all else depends on; may take minutes, so it is no part of the constructor.
+
+        Nothing may be written here: the store is made after it, by `settings`.
+
+        Args:
+            index_folder: inside the store, where `index` may keep what is slow to make again and
+                `load` may find it on every worker; a cache. None for a build that writes nothing.
+            say: told how far it is.
+
+        Raises:
+            SourceError, SchemaError: a file is not there, or of another layout.
+        """
+        ...
+
     def settings(self) -> dict[str, Any]:
         """What of the source decides the rows; part of the store's provenance. JSON values."""
         ...
@@ -144,8 +156,11 @@ class Source(Protocol):
         """What there is, in a stable order; lists, does not read."""
         ...
 
-    def units(self, shard: Shard, unit_images: int) -> Iterator[Unit]:
-        """Index one shard; reads headers only."""
+    def index(self, shard: Shard, unit_images: int) -> tuple[list[Unit], list[Reject]]:
+        """Units of one shard, none empty, and what of it cannot be used; reads headers only.
+
+        Rejects have the stage `index`; the driver commits them itself (ledger.py).
+        """
         ...
 
     def load(self, unit: Unit, index: int) -> tuple[ImageRecord | None, list[Reject]]:

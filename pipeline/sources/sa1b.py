@@ -22,7 +22,11 @@ from tap_engine.schemas import rle
 from tap_engine.schemas.errors import SchemaError, SourceError
 from tap_engine.schemas.filesystem import open_filesystem
 from tap_engine.schemas.keys import MAX_REGIONS, MAX_SOURCE_ID, pack_image_id
+from tap_engine.schemas.progress import Say
 from tap_engine.schemas.rejects import Reason, Reject, Stage
+
+_Row = tuple[str, int, int, int, int]
+"""Name of an image; offset and size of its file and of its annotations."""
 
 _NUMBER = re.compile(r"(?<!\d)\d{1,13}$")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg")
@@ -36,24 +40,26 @@ class Sa1bSource:
     Args:
         uris: tars, folders of tars, folders of images; paths or URIs.
         name: source name for the keys, e.g. "sa1b" or "sample".
-        index_folder: where indices of large tars are kept; None reads them each time.
     """
 
     captioned = False
 
-    def __init__(
-        self, uris: list[str], name: str = "sa1b", index_folder: str | None = None
-    ) -> None:
+    def __init__(self, uris: list[str], name: str = "sa1b") -> None:
         self.uris = [absolute_uri(uri) for uri in uris]
         self.name = name
-        self._index_folder = index_folder
+        self._index_folder: str | None = None
         self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"uris": self.uris, "name": self.name}
+        return {name: value for name, value in self.__dict__.items() if name != "_local"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["uris"], state["name"])  # type: ignore[misc]
+        self.__dict__.update(state)
+        self._local = threading.local()
+
+    def prepare(self, index_folder: str | None, say: Say) -> None:
+        """Nothing is read; indices of large tars will be kept in `index_folder`."""
+        self._index_folder = index_folder
 
     def settings(self) -> dict[str, Any]:
         """Nothing but the files decides the rows, and more of them may come."""
@@ -71,12 +77,11 @@ class Sa1bSource:
                 found.setdefault((base_name(shard.uri), shard.size), shard)
         return list(found.values())
 
-    def units(self, shard: Shard, unit_images: int) -> Iterator[Unit]:
-        """Pairs of image and annotations, `unit_images` at a time, in file order."""
-        if shard.files:
-            yield from self._folder_units(shard, unit_images)
-        else:
-            yield from self._tar_units(shard, unit_images)
+    def index(self, shard: Shard, unit_images: int) -> tuple[list[Unit], list[Reject]]:
+        """Pairs of image and annotations, `unit_images` at a time, in file order; and the rest."""
+        rows, rejects = self._folder_rows(shard) if shard.files else self._tar_rows(shard)
+        rows, repeated = self._unique(rows)
+        return self._units(shard, rows, unit_images), rejects + repeated
 
     def load(self, unit: Unit, index: int) -> tuple[ImageRecord | None, list[Reject]]:
         """One image with its regions; every problem becomes a reject, none an exception."""
@@ -138,11 +143,11 @@ class Sa1bSource:
             self._local.file, self._local.uri = filesystem.open_input_file(path), uri
         return self._local.file.read_at(size, offset)
 
-    def _tar_units(self, shard: Shard, unit_images: int) -> Iterator[Unit]:
+    def _tar_rows(self, shard: Shard) -> tuple[list[_Row], list[Reject]]:
         images: dict[str, tuple[str, int, int]] = {}
         annotations: dict[str, tuple[int, int]] = {}
         rejects: list[Reject] = []
-        for found in self._index(shard):
+        for found in self._members(shard):
             if isinstance(found, Damage):
                 detail = f"{base_name(shard.uri)} at byte {found.offset:,}: {found.detail}"
                 rejects.append(_index_reject(Reason.TAR_DAMAGED, detail))
@@ -152,7 +157,7 @@ class Sa1bSource:
                 images.setdefault(_stem(name), (name, found.offset, found.size))
             elif name.endswith(".json"):
                 annotations.setdefault(_stem(name), (found.offset, found.size))
-        rows = []
+        rows: list[_Row] = []
         for stem, (name, offset, size) in images.items():
             if stem not in annotations:
                 rejects.append(self._unpaired(Reason.ANNOTATIONS_MISSING, name, f"{stem}.json"))
@@ -164,9 +169,9 @@ class Sa1bSource:
             rejects.append(self._unpaired(Reason.IMAGE_MISSING, f"{stem}.json", f"{stem}.jpg"))
         rows.sort(key=lambda row: row[1])
         rejects.sort(key=lambda r: (r.image_id if r.image_id is not None else -1, r.detail))
-        yield from self._chunks(shard, rows, rejects, unit_images)
+        return rows, rejects
 
-    def _index(self, shard: Shard) -> list[Member | Damage]:
+    def _members(self, shard: Shard) -> list[Member | Damage]:
         filesystem, path = open_filesystem(shard.uri)
         try:
             info = filesystem.get_file_info(path)
@@ -181,9 +186,10 @@ class Sa1bSource:
             save_index(self._index_folder, shard.uri, info, index)
         return index
 
-    def _folder_units(self, shard: Shard, unit_images: int) -> Iterator[Unit]:
+    def _folder_rows(self, shard: Shard) -> tuple[list[_Row], list[Reject]]:
         sizes = dict(zip(shard.files, shard.file_sizes, strict=True))
-        rows, rejects = [], []
+        rows: list[_Row] = []
+        rejects = []
         for name, size in sizes.items():
             if name.lower().endswith(_IMAGE_SUFFIXES):
                 annotations = f"{_stem(name)}.json"
@@ -193,17 +199,12 @@ class Sa1bSource:
                     rows.append((name, -1, size, -1, sizes[annotations]))
             elif not any(f"{_stem(name)}{end}" in sizes for end in _IMAGE_SUFFIXES):
                 rejects.append(self._unpaired(Reason.IMAGE_MISSING, name, f"{_stem(name)}.jpg"))
-        yield from self._chunks(shard, rows, rejects, unit_images)
+        return rows, rejects
 
-    def _chunks(
-        self,
-        shard: Shard,
-        rows: list[tuple[str, int, int, int, int]],
-        rejects: list[Reject],
-        unit_images: int,
-    ) -> Iterator[Unit]:
+    def _unique(self, rows: list[_Row]) -> tuple[list[_Row], list[Reject]]:
+        """The first row of each image number, and a reject for each further one."""
         first: dict[int, str] = {}
-        unique = []
+        unique, rejects = [], []
         for row in rows:
             number = _number(row[0])
             assert number is not None
@@ -217,20 +218,18 @@ class Sa1bSource:
                     pack_image_id(self.name, number),
                 )
             )
+        return unique, rejects
+
+    def _units(self, shard: Shard, rows: list[_Row], unit_images: int) -> list[Unit]:
         size = 0 if shard.files else shard.size
-        if rejects:
-            empty = np.empty(0, np.int64)
-            yield Unit(shard.uri, size, "", empty, empty.reshape(0, 4), tuple(rejects))
-        for start in range(0, len(unique), unit_images):
-            part = unique[start : start + unit_images]
-            numbers = [pack_image_id(self.name, _number(row[0]) or 0) for row in part]
-            yield Unit(
-                shard.uri,
-                size,
-                "\n".join(row[0] for row in part),
-                np.array(numbers, np.int64),
-                np.array([row[1:] for row in part], np.int64),
-            )
+        units = []
+        for start in range(0, len(rows), unit_images):
+            part = rows[start : start + unit_images]
+            ids = [pack_image_id(self.name, _number(row[0]) or 0) for row in part]
+            names = "\n".join(row[0] for row in part)
+            spans = np.array([row[1:] for row in part], np.int64)
+            units.append(Unit(shard.uri, size, names, np.array(ids, np.int64), spans))
+        return units
 
     def _unpaired(self, reason: Reason, name: str, missing: str) -> Reject:
         number = _number(name)

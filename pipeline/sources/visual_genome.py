@@ -11,7 +11,8 @@ The json is staged once by visual_genome_stage.py; a unit then knows where its s
 import hashlib
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import ijson
@@ -21,11 +22,18 @@ import pyarrow as pa
 from tap_engine.pipeline.sources.captions import RULES_VERSION, CleaningCounts
 from tap_engine.pipeline.sources.filesystem import absolute_uri, list_folder
 from tap_engine.pipeline.sources.records import ImageRecord, RegionRecord, Shard, Unit
-from tap_engine.pipeline.sources.visual_genome_stage import open_regions, stage
+from tap_engine.pipeline.sources.visual_genome_stage import (
+    Staged,
+    find_staged,
+    keep_staged,
+    open_regions,
+    stage,
+)
 from tap_engine.schemas.boxes import clip_xyxy, xywh_to_xyxy, xyxy_to_xywh
 from tap_engine.schemas.errors import SchemaError, SourceError
 from tap_engine.schemas.filesystem import open_filesystem
 from tap_engine.schemas.keys import MAX_REGIONS, pack_image_id
+from tap_engine.schemas.progress import Say
 from tap_engine.schemas.rejects import Reason, Reject, Stage
 from tap_engine.schemas.tables import SPLITS
 
@@ -50,46 +58,30 @@ class _Span(NamedTuple):
 class VisualGenomeSource:
     """Images of Visual Genome with their described regions.
 
-    Making one reads the region json, unless it is staged: some minutes for the whole of v1.2.
-
     Args:
         regions: region_descriptions.json; path or URI, as all of these.
         image_data: image_data.json.
         images: folders with N.jpg, or with VG_100K and VG_100K_2 in them.
-        index_folder: where the staged json goes; every worker must reach it.
         splits: densecap's split file; None leaves `split` empty.
-        say: told how far the reading is.
-
-    Raises:
-        SourceError: a file or folder is not there or cannot be read.
-        SchemaError: it is not of this layout.
     """
 
     name = "vg"
     captioned = True
 
     def __init__(
-        self,
-        regions: str,
-        image_data: str,
-        images: Sequence[str],
-        index_folder: str,
-        splits: str | None = None,
-        say: Callable[[str], None] = lambda text: None,
+        self, regions: str, image_data: str, images: Sequence[str], splits: str | None = None
     ) -> None:
         self._regions = absolute_uri(regions)
         self._image_data = absolute_uri(image_data)
-        self._splits = read_splits(splits) if splits else {}
-        self._folders = [folder for uri in images for folder in _photo_folders(absolute_uri(uri))]
-        staged = stage(self._regions, index_folder, say)
-        self._index = staged.images
-        self._staged_uri = staged.regions_uri
-        self.counts: CleaningCounts = staged.counts
-        self._settings = {
-            "annotations": staged.digest,
-            "cleaning_rules": RULES_VERSION,
-            "splits": _fingerprint(self._splits) if splits else None,
-        }
+        self._images = [absolute_uri(uri) for uri in images]
+        self._splits_uri = absolute_uri(splits) if splits else None
+        self._splits: dict[int, int] = {}
+        self._folders: list[str] = []
+        self._staged: Staged | None = None
+        self._staged_uri = ""
+        self._settings: dict[str, Any] = {}
+        self._scratch: TemporaryDirectory[str] | None = None
+        self._index_folder: str | None = None
         self._local = threading.local()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -100,6 +92,40 @@ class VisualGenomeSource:
         self.__dict__.update(state)
         self._local = threading.local()
 
+    def prepare(self, index_folder: str | None, say: Say) -> None:
+        """Read the region json, unless an earlier run left it staged in `index_folder`.
+
+        Some minutes for the whole of v1.2.
+
+        Raises:
+            SourceError: a file or folder is not there or cannot be read.
+            SchemaError: it is not of this layout.
+        """
+        self._index_folder = index_folder
+        self._splits = read_splits(self._splits_uri) if self._splits_uri else {}
+        self._folders = [folder for uri in self._images for folder in _photo_folders(uri)]
+        self._staged = find_staged(self._regions, index_folder) if index_folder else None
+        if self._staged is None:
+            self._scratch = TemporaryDirectory(prefix="tap-visual-genome-")
+            self._staged = stage(self._regions, self._scratch.name, say)
+        self._staged_uri = self._staged.regions_uri
+        self._settings = {
+            "annotations": self._staged.digest,
+            "cleaning_rules": RULES_VERSION,
+            "splits": _fingerprint(self._splits) if self._splits_uri else None,
+        }
+
+    @property
+    def _prepared(self) -> Staged:
+        if self._staged is None:
+            raise SourceError("a Visual Genome source was used before its `prepare` was called")
+        return self._staged
+
+    @property
+    def counts(self) -> CleaningCounts:
+        """What cleaning did to the phrases."""
+        return self._prepared.counts
+
     def settings(self) -> dict[str, Any]:
         """Which annotations, cleaned how, split how; photos may come later."""
         return self._settings
@@ -108,8 +134,13 @@ class VisualGenomeSource:
         """The one json."""
         return [Shard(self._regions, 0)]
 
-    def units(self, shard: Shard, unit_images: int) -> Iterator[Unit]:
+    def index(self, shard: Shard, unit_images: int) -> tuple[list[Unit], list[Reject]]:
         """Images in the json's order; those without photo or size, and bad entries, as rejects."""
+        if self._scratch and self._index_folder:  # now there is a store to keep it in
+            self._staged = keep_staged(self._prepared, self._index_folder)
+            self._staged_uri = self._staged.regions_uri
+            self._scratch.cleanup()
+            self._scratch = None
         photos = self._photos()
         sizes = read_sizes(self._image_data)
         spans: dict[int, _Span] = {}
@@ -121,7 +152,7 @@ class VisualGenomeSource:
                 Reject(stage=Stage.INDEX, reason=reason, detail=detail, image_id=image_id)
             )
 
-        columns = (column.to_pylist() for column in self._index.columns)
+        columns = (column.to_pylist() for column in self._prepared.images.columns)
         for number, batch, offset, count, problem in zip(*columns, strict=True):
             if problem is not None:
                 reject(Reason.JSON_MALFORMED, problem)
@@ -136,19 +167,19 @@ class VisualGenomeSource:
             else:
                 split = self._splits.get(number, -1)
                 spans[number] = _Span(photos[number], *sizes[number], batch, offset, count, split)
-        empty = np.empty(0, np.int64)
-        if rejects:
-            yield Unit(shard.uri, 0, "", empty, empty.reshape(0, 0), tuple(rejects))
         numbers = list(spans)
-        for start in range(0, len(numbers), unit_images):
-            part = numbers[start : start + unit_images]
-            yield Unit(
+        parts = (numbers[at : at + unit_images] for at in range(0, len(numbers), unit_images))
+        units = [
+            Unit(
                 shard.uri,
                 0,
                 "\n".join(f"{number}.jpg" for number in part),
                 np.array([pack_image_id(self.name, number) for number in part], np.int64),
                 np.array([spans[number] for number in part], np.int64),
             )
+            for part in parts
+        ]
+        return units, rejects
 
     def load(self, unit: Unit, index: int) -> tuple[ImageRecord | None, list[Reject]]:
         """One image with its regions: boxes cut to the image, problems as rejects."""

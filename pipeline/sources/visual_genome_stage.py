@@ -1,17 +1,20 @@
 """Visual Genome's region_descriptions.json, streamed once into Arrow files that can be sliced.
 
 The json of v1.2 is one list of 700 MB; parsed at once it would take some 10 GB. Here it passes
-through ijson, phrases are cleaned on the way, and two files remain in the store's `_index` folder:
+through ijson, phrases are cleaned on the way, and two files result:
     NAME.regions.arrow    rows in file order, cut into batches at image borders
     NAME.images.arrow     where each image's rows are; written last, so it says that both are whole
-A cache like index_cache.py: made again when it is gone. Memory holds one batch and a row an image.
+They are made in a temporary folder, since the store's settings depend on them, and kept in the
+store's `_index` folder once there is a store. A cache like index_cache.py: made again when it is
+gone. Memory holds one batch and a row an image.
 """
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ijson
@@ -23,7 +26,7 @@ from tap_engine.pipeline.sources.filesystem import base_name
 from tap_engine.schemas.errors import SchemaError, SourceError
 from tap_engine.schemas.filesystem import open_filesystem
 from tap_engine.schemas.keys import MAX_SOURCE_ID
-from tap_engine.schemas.progress import Progress
+from tap_engine.schemas.progress import Progress, Say
 from tap_engine.schemas.rejects import Reason
 from tap_engine.schemas.replacing import replacing_in
 
@@ -64,38 +67,71 @@ class Staged:
 
     Attributes:
         regions_uri: of the rows.
+        images_uri: of `images` as a file.
         images: of schema `STAGED_IMAGES`, in file order.
         digest: of the json's bytes, 16 hex digits.
         counts: what cleaning did.
     """
 
     regions_uri: str
+    images_uri: str
     images: pa.Table
     digest: str
     counts: CleaningCounts
 
 
-def stage(uri: str, folder: str, say: Callable[[str], None]) -> Staged:
-    """Stream a json into `folder`, or find it staged there already.
+def find_staged(uri: str, folder: str) -> Staged | None:
+    """What an earlier `stage` or `keep_staged` of this very json left in `folder`; None without.
+
+    Raises:
+        SourceError: there is no such json.
+    """
+    regions_uri, images_uri = _places(uri, folder)
+    if (images := _read_images(images_uri)) is None:
+        return None
+    content = json.loads((images.schema.metadata or {})[_METADATA])
+    counts = CleaningCounts.from_json(content["counts"])
+    return Staged(regions_uri, images_uri, images, content["digest"], counts)
+
+
+def stage(uri: str, folder: str, say: Say) -> Staged:
+    """Stream a json into `folder`: some minutes for the whole of v1.2.
 
     Raises:
         SourceError: no such file, or no json.
         SchemaError: not a list of images with regions.
     """
+    _write(uri, *_places(uri, folder), say)
+    staged = find_staged(uri, folder)
+    assert staged is not None
+    return staged
+
+
+def keep_staged(staged: Staged, folder: str) -> Staged:
+    """Copy staged files to where every worker can read them, and a later run finds them."""
+    places = []
+    for uri in (staged.regions_uri, staged.images_uri):  # images last: they vouch for both
+        places.append(f"{folder}/{base_name(uri)}")
+        source, path = open_filesystem(uri)
+        target, target_path = open_filesystem(places[-1])
+        target.create_dir(target_path.rsplit("/", 1)[0])
+        with (
+            source.open_input_stream(path) as content,
+            replacing_in(target, target_path) as partial,
+            target.open_output_stream(partial) as sink,
+        ):
+            shutil.copyfileobj(content, sink, _READ_BYTES)
+    return replace(staged, regions_uri=places[0], images_uri=places[1])
+
+
+def _places(uri: str, folder: str) -> tuple[str, str]:
+    """Files of the regions and of the images; a json that was changed has others."""
     filesystem, path = open_filesystem(uri)
     info = filesystem.get_file_info(path)
     if not info.is_file:
         raise SourceError(f"{uri}: expected region_descriptions.json, found no such file")
     name = f"{base_name(uri)}-{info.size}-{info.mtime_ns or 0}-rules{RULES_VERSION}"
-    regions_uri, images_uri = (f"{folder}/{name}.{part}.arrow" for part in ("regions", "images"))
-    if (found := _read_images(images_uri)) is None:
-        say(f"reading {uri} ({info.size / 1e6:,.1f} MB) once into {folder}")
-        _write(filesystem, path, uri, regions_uri, images_uri, info.size // 1_000_000, say)
-        found = _read_images(images_uri)
-        assert found is not None
-    content = json.loads((found.schema.metadata or {})[_METADATA])
-    counts = CleaningCounts.from_json(content["counts"])
-    return Staged(regions_uri, found, content["digest"], counts)
+    return f"{folder}/{name}.regions.arrow", f"{folder}/{name}.images.arrow"
 
 
 def open_regions(uri: str) -> pa.ipc.RecordBatchFileReader:
@@ -122,15 +158,10 @@ def _read_images(uri: str) -> pa.Table | None:
     return table if table.schema.equals(STAGED_IMAGES) else None
 
 
-def _write(
-    filesystem: fs.FileSystem,
-    path: str,
-    uri: str,
-    regions_uri: str,
-    images_uri: str,
-    size_mb: int,
-    say: Callable[[str], None],
-) -> None:
+def _write(uri: str, regions_uri: str, images_uri: str, say: Say) -> None:
+    filesystem, path = open_filesystem(uri)
+    size_mb = filesystem.get_file_info(path).size / 1e6
+    say(f"reading {uri} ({size_mb:,.1f} MB) once")
     target, regions_path = open_filesystem(regions_uri)
     _, images_path = open_filesystem(images_uri)
     target.create_dir(regions_path.rsplit("/", 1)[0])
@@ -138,7 +169,7 @@ def _write(
     images: list[tuple[int | None, int, int, int, str | None]] = []
     with filesystem.open_input_stream(path) as source:
         digesting = _Digesting(source)
-        progress = Progress(size_mb, unit="MB read", say=say)
+        progress = Progress(int(size_mb), unit="MB read", say=say)
         with (
             replacing_in(target, regions_path) as partial,
             target.open_output_stream(partial) as sink,

@@ -25,7 +25,7 @@ def read_all(tar: Path) -> dict[int, ImageRecord]:
     source = Sa1bSource([str(tar)])
     found = {}
     for shard in source.shards():
-        for unit in source.units(shard, 3):
+        for unit in source.index(shard, 3)[0]:
             for index in range(len(unit)):
                 record, _ = source.load(unit, index)
                 if record is None:

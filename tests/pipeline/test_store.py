@@ -2,7 +2,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from tap_engine.pipeline.store import Store, rows_of_keys, scan
+from tap_engine.pipeline.key_index import rows_of_keys
+from tap_engine.pipeline.store import Store, scan
 from tap_engine.schemas.errors import StoreError
 from tap_engine.schemas.keys import region_key
 from tap_engine.schemas.tables import REGIONS

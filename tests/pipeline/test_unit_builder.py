@@ -31,7 +31,7 @@ def built(tmp_path_factory, tiny_clip) -> tuple[pa.Table, ConceptPacker]:
         store.create(table, schema.empty_table(), Provenance({}, {}))
     crop = CropOptions().for_teacher(teacher.info)
     builder = UnitBuilder(source, store, teacher, packer, crop, threads=2)
-    (unit,) = source.units(source.shards()[0], 512)
+    ((unit,), _) = source.index(source.shards()[0], 512)
     result = builder(unit)
     assert (result.images, result.regions, result.crops) == (6, 30, 30)
     store.append(REGIONS, result.region_fragments)

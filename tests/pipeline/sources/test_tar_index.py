@@ -79,11 +79,12 @@ def test_what_is_no_tar_has_no_members(content) -> None:
 def test_a_kept_index_is_used_and_a_changed_shard_is_not_read_by_it(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(index_cache, "_WORTH_KEEPING", 1)
     path = write_tar(tmp_path / "sa_000000.tar", scene_members([1, 2, 3]))
-    source = Sa1bSource([str(path)], index_folder=str(tmp_path / "_index"))
+    source = Sa1bSource([str(path)])
+    source.prepare(str(tmp_path / "_index"), print)
 
     def units():
         (shard,) = source.shards()
-        return [(u.names, u.spans.tolist()) for u in source.units(shard, 2)]
+        return [(u.names, u.spans.tolist()) for u in source.index(shard, 2)[0]]
 
     first = units()
     kept = list((tmp_path / "_index").iterdir())

@@ -21,6 +21,7 @@ from tap_engine.schemas.tables import CONCEPTS, IMAGES, REGIONS, REJECTS
 from tests.pipeline.sources.vg_layout import (
     add_photo,
     jpeg,
+    prepared,
     region,
     simple_world,
     source_of,
@@ -42,8 +43,7 @@ def rows(out: Path, table: str, **kwargs) -> list[dict]:
 
 def load_all(source) -> tuple[list, list]:
     """Every record and every reject of a source, as a worker would see them."""
-    units = list(source.units(source.shards()[0], 2))
-    rejects = [reject for unit in units for reject in unit.rejects]
+    units, rejects = source.index(source.shards()[0], 2)
     worker = pickle.loads(pickle.dumps(source))
     records = []
     for unit in units:
@@ -61,7 +61,7 @@ def test_all_regions_of_the_real_files_come_in(tmp_path, ray_local, version, exp
     for number, size in ((1, (800, 600)), (2, (800, 600))):
         add_photo(tmp_path, number, size)
     said: list[str] = []
-    source = source_of(real, tmp_path / "store/_index", images=[str(tmp_path)], say=said.append)
+    source = source_of(real, images=[str(tmp_path)])
     summary = build(source, config(tmp_path / "store"), say=said.append)
     assert (summary.images, summary.regions) == (2, sum(expected))
     assert not summary.rejects
@@ -114,7 +114,7 @@ def test_what_cannot_be_used_is_rejected_and_its_neighbours_stay(tmp_path) -> No
     ]
     folder = write_world(tmp_path / "vg", entries, {7: (100, 80), 9: (10, 10)})
     add_photo(folder, 21, (5, 5))
-    records, rejects = load_all(source_of(folder, tmp_path / "index"))
+    records, rejects = load_all(prepared(folder, tmp_path / "index"))
     assert [record.image_id for record in records] == [pack_image_id("vg", n) for n in (7, 9)]
     kept = records[0].regions
     assert [(r.ordinal, r.region_id, r.bbox_xywh, r.area) for r in kept] == [
@@ -141,7 +141,7 @@ def test_what_cannot_be_used_is_rejected_and_its_neighbours_stay(tmp_path) -> No
 def test_the_json_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch) -> None:
     folder = simple_world(tmp_path / "vg", range(1, 12))
     monkeypatch.setattr(visual_genome_stage, "_BATCH_ROWS", 7)  # batches end at image borders
-    source = source_of(folder, tmp_path / "index")
+    source = prepared(folder, tmp_path / "index")
     records, _ = load_all(source)
     assert [[r.caption for r in record.regions] for record in records] == [
         ["thing 0", "thing 1", "thing 2"]
@@ -150,20 +150,28 @@ def test_the_json_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch) 
         n * 100 + k for n in range(1, 12) for k in range(3)
     ]
     again = []
-    same = source_of(folder, tmp_path / "index", say=again.append)
+    same = prepared(folder, tmp_path / "index", say=again.append)
     assert not again
     assert same.settings() == source.settings()
     assert same.counts == source.counts
+    # nothing is written before there is a store, and the rows are those of the kept files
+    early = source_of(folder)
+    early.prepare(str(tmp_path / "other"), again.append)
+    assert not (tmp_path / "other").exists() and len(again) == 1
+    assert early.settings() == source.settings()
+    assert [r.caption for r in load_all(early)[0][3].regions] == ["thing 0", "thing 1", "thing 2"]
+    assert len(list((tmp_path / "other").iterdir())) == 2
+    again.clear()
     # killed while it was written: whatever is there is not taken for a whole file
     files = sorted((tmp_path / "index").iterdir())
     assert [f.name.rsplit(".", 2)[1] for f in files] == ["images", "regions"]
     files[0].write_bytes(files[0].read_bytes()[:100])
     (tmp_path / "index" / f".{files[1].name}.0.partial").write_bytes(b"half")
-    source_of(folder, tmp_path / "index", say=again.append)
+    prepared(folder, tmp_path / "index", say=again.append)
     assert len(again) == 1
     assert sorted((tmp_path / "index").iterdir()) == files, "what was half written is gone"
     simple_world(folder, range(1, 12), regions=4)
-    other = source_of(folder, tmp_path / "index", say=again.append)
+    other = prepared(folder, tmp_path / "index", say=again.append)
     assert len(again) == 2
     assert other.settings()["annotations"] != source.settings()["annotations"]
 
@@ -180,8 +188,8 @@ def test_a_file_of_another_kind_is_named(tmp_path, text, error, message) -> None
     folder = simple_world(tmp_path / "vg", [1])
     (folder / "region_descriptions.json").write_text(text)
     with pytest.raises(error, match=rf"region_descriptions.json: .*{message}"):
-        source_of(folder, tmp_path / "index")
-    assert not list((tmp_path / "index").glob("*.arrow"))
+        prepared(folder, tmp_path / "index")
+    assert not (tmp_path / "index").exists()
 
 
 def test_an_image_in_two_splits_is_refused(tmp_path) -> None:
@@ -199,7 +207,7 @@ def test_a_store_without_teacher_holds_up(tmp_path, ray_local) -> None:
     splits = tmp_path / "splits.json"
     splits.write_text('{"train": [1, 2], "val": [3], "test": [4]}')
     out = tmp_path / "store"
-    source = source_of(folder, out / "_index", splits=str(splits))
+    source = source_of(folder, splits=str(splits))
     assert build(source, config(out)).regions == 15
     report = verify(Store(str(out)))
     assert report.ok, report.problems
@@ -228,7 +236,7 @@ def test_a_store_without_teacher_holds_up(tmp_path, ray_local) -> None:
     view = view_region(Store(str(out)), region_key(pack_image_id("vg", 3), 1))
     assert view.row["caption_raw"] == "thing 1"
     # other splits would be other rows
-    other = source_of(folder, out / "_index")
+    other = source_of(folder)
     with pytest.raises(SchemaError, match=r"source\.splits: None against"):
         build(other, config(out))
     with pytest.raises(SchemaError, match="without a teacher"):
@@ -244,7 +252,7 @@ def test_boxes_are_embedded_as_they_are(tmp_path, ray_local, tiny_clip, few_conc
     teacher = TeacherConfig(name=str(tiny_clip))
     out = tmp_path / "store"
     made = config(out, teacher, vocabulary=str(few_concepts), concepts="top:3")
-    build(source_of(folder, out / "_index"), made)
+    build(source_of(folder), made)
     report = verify(Store(str(out)))
     assert report.ok, report.problems
     loaded = Teacher(teacher)
@@ -255,7 +263,7 @@ def test_boxes_are_embedded_as_they_are(tmp_path, ray_local, tiny_clip, few_conc
         np.testing.assert_allclose(row["embedding"], expected, atol=2e-3)
         assert len(row["concept_ids"]) == 3
     with pytest.raises(SchemaError, match=r"teacher\.name: None against"):
-        build(source_of(folder, out / "_index"), config(out))
+        build(source_of(folder), config(out))
 
 
 def test_photos_that_come_later_are_built_alone(tmp_path, ray_local) -> None:
@@ -266,7 +274,7 @@ def test_photos_that_come_later_are_built_alone(tmp_path, ray_local) -> None:
     out = tmp_path / "store"
 
     def run():
-        return build(source_of(folder, out / "_index"), config(out))
+        return build(source_of(folder), config(out))
 
     def missing() -> list[int]:
         found = rows(out, REJECTS)

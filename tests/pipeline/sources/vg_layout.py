@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from tap_engine.pipeline.sources.visual_genome import VisualGenomeSource
+from tap_engine.schemas.progress import Say
 
 
 def jpeg(number: int, size_wh: tuple[int, int]) -> bytes:
@@ -48,11 +49,20 @@ def simple_world(folder: Path, numbers, regions: int = 3, size_wh=(100, 80)) -> 
     return write_world(folder, entries, dict.fromkeys(numbers, size_wh))
 
 
-def source_of(folder: Path, index: Path, **kwargs) -> VisualGenomeSource:
+def source_of(folder: Path, **kwargs) -> VisualGenomeSource:
     return VisualGenomeSource(
         str(folder / "region_descriptions.json"),
         str(folder / "image_data.json"),
         kwargs.pop("images", [str(folder)]),
-        str(index),
         **kwargs,
     )
+
+
+def prepared(
+    folder: Path, index: Path, say: Say = lambda text: None, **kwargs
+) -> VisualGenomeSource:
+    """A source as a build has it once there is a store: read, indexed and kept."""
+    source = source_of(folder, **kwargs)
+    source.prepare(str(index), say)
+    source.index(source.shards()[0], 2)
+    return source
