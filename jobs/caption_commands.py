@@ -1,17 +1,38 @@
 """Commands of captioned data: import Visual Genome, plan the mixture with SA-1B."""
 
-import sys
 from typing import Annotated
 
 import typer
 
-from tap_engine.jobs.output import FAILED, command_errors
+from tap_engine.jobs.build_commands import finish
+from tap_engine.jobs.options import (
+    BUILD,
+    CpusOption,
+    DeviceOption,
+    DownloadOption,
+    LimitOption,
+    OutOption,
+    PretrainedOption,
+    RayAddressOption,
+    RayWheelOption,
+    SetOption,
+    SettingsCommand,
+    StorageOption,
+    TakeOverOption,
+    TeacherOption,
+    VocabularyOption,
+    build_config,
+    store_at,
+)
+from tap_engine.jobs.output import command_errors
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `tap-data`."""
-    app.command("import-visual-genome")(import_visual_genome)
-    app.command("mix")(mix)
+    app.command("import-visual-genome", cls=SettingsCommand, rich_help_panel=BUILD)(
+        import_visual_genome
+    )
+    app.command("mix", rich_help_panel=BUILD)(mix)
 
 
 def import_visual_genome(
@@ -21,77 +42,52 @@ def import_visual_genome(
         list[str],
         typer.Option(help="Folder of N.jpg, or with VG_100K and VG_100K_2 in it; repeatable."),
     ],
-    out: Annotated[str, typer.Option(help="The store: a folder or s3:// / gs:// prefix.")],
+    out: OutOption,
     splits: Annotated[str | None, typer.Option(help="densecap_splits.json.")] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="Embed the boxes too; names as for build-semantic.")
-    ] = None,
-    pretrained: Annotated[str | None, typer.Option(help="As for build-semantic.")] = None,
-    vocabulary: Annotated[str, typer.Option(help="With --teacher: for the concepts.")] = (
-        "merged-2560"
-    ),
-    concepts: Annotated[str, typer.Option(help="With --teacher: top:K, full or none.")] = "top:64",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda.")] = "auto",
-    download: Annotated[bool, typer.Option("--download", help="Allow fetching weights.")] = False,
-    limit: Annotated[int, typer.Option(help="At most this many images in all; 0 for all.")] = 0,
-    actors: Annotated[int, typer.Option(help="Workers; 0 chooses.")] = 0,
-    unit_images: Annotated[int, typer.Option(help="Images a unit of work; 0 chooses.")] = 0,
-    max_reject_share: Annotated[
-        float, typer.Option(help="Above this share left out, the exit code is 3.")
-    ] = 0.01,
-    take_over: Annotated[
-        bool, typer.Option("--take-over", help="Ignore another driver's unexpired lease.")
-    ] = False,
-    ray_address: Annotated[str | None, typer.Option(help="A running Ray cluster.")] = None,
-    ray_wheel: Annotated[str | None, typer.Option(help="Wheel to ship to its workers.")] = None,
-    cpus: Annotated[int | None, typer.Option(help="CPUs of the local Ray; all by default.")] = None,
-    storage_option: Annotated[
-        list[str] | None, typer.Option(help="KEY=VALUE for Lance's object store; repeatable.")
-    ] = None,
+    recipe: Annotated[str, typer.Option(help="See `tap-data recipes`.")] = "captions",
+    set_: SetOption = None,
+    teacher: TeacherOption = None,
+    pretrained: PretrainedOption = None,
+    vocabulary: VocabularyOption = None,
+    limit: LimitOption = None,
+    device: DeviceOption = None,
+    download: DownloadOption = False,
+    take_over: TakeOverOption = False,
+    storage_option: StorageOption = None,
+    ray_address: RayAddressOption = None,
+    ray_wheel: RayWheelOption = None,
+    cpus: CpusOption = None,
 ) -> None:
     """Write a store of Visual Genome's boxes and phrases, cleaned and raw.
 
-    Missing photos, empty boxes and empty phrases go to `rejects`. The same command again continues.
+    Missing photos, empty boxes and empty phrases go to `rejects`. With --teacher the boxes are
+    embedded, too. The same command again continues.
     """
     with command_errors():
         from tap_engine.jobs.cluster import ray_session
-        from tap_engine.jobs.output import (
-            REJECTS_ABOVE_LIMIT,
-            parse_pairs,
-            print_build_summary,
-            print_left_out,
-        )
-        from tap_engine.pipeline.build import build
-        from tap_engine.pipeline.config import BuildConfig, WorkerConfig
-        from tap_engine.pipeline.sources.filesystem import absolute_uri
         from tap_engine.pipeline.sources.visual_genome import VisualGenomeSource
-        from tap_engine.pipeline.teacher import TeacherConfig
 
-        config = BuildConfig(
-            out=absolute_uri(out),
-            teacher=(
-                TeacherConfig(name=teacher, pretrained=pretrained, device=device, download=download)
-                if teacher
-                else None
-            ),
+        config = build_config(
+            recipe,
+            out,
+            set_,
+            storage_option,
+            take_over,
+            teacher=teacher,
+            pretrained=pretrained,
             vocabulary=vocabulary,
-            concepts=concepts,
             limit=limit,
-            max_reject_share=max_reject_share,
-            take_over=take_over,
-            storage_options=dict(parse_pairs(storage_option)),
-            workers=WorkerConfig(actors=actors, unit_images=unit_images),
+            device=device,
+            download=download,
         )
         source = VisualGenomeSource(regions, image_data, images, splits)
         with ray_session(ray_address, cpus, ray_wheel):
+            from tap_engine.pipeline.build import build
+
             summary = build(source, config, say=typer.echo)
         for line in source.counts.lines():
             typer.echo(line)
-        print_build_summary(summary, out)
-        if summary.failed:
-            sys.exit(FAILED)
-        if print_left_out(summary, max_reject_share):
-            sys.exit(REJECTS_ABOVE_LIMIT)
+        finish(summary, out, config.max_reject_share)
 
 
 def mix(
@@ -106,16 +102,13 @@ def mix(
         typer.Option(help="SOURCE=SHARE of each subset's regions; repeatable. Default: vg=0.04."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 0,
-    storage_option: Annotated[
-        list[str] | None, typer.Option(help="KEY=VALUE for Lance's object store; repeatable.")
-    ] = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Plan CaptionSA-400M: which images each subset trains on; nothing is copied.
 
     Reads counts of images only. Small stores give small subsets with the same shares.
     """
     with command_errors():
-        from tap_engine.jobs.output import parse_pairs
         from tap_engine.pipeline.mixing import (
             MixConfig,
             plan_mixture,
@@ -123,10 +116,7 @@ def mix(
             report_lines,
             write_mixture,
         )
-        from tap_engine.pipeline.sources.filesystem import absolute_uri
-        from tap_engine.pipeline.store import Store
 
-        options = dict(parse_pairs(storage_option))
         config = MixConfig(
             subsets=subsets,
             regions=_count(regions),
@@ -134,9 +124,9 @@ def mix(
             seed=seed,
         )
         mixture = plan_mixture(
-            read_pools([Store(absolute_uri(store), options) for store in stores]), config
+            read_pools([store_at(store, storage_option) for store in stores]), config
         )
-        written = write_mixture(Store(absolute_uri(out), options), mixture, config)
+        written = write_mixture(store_at(out, storage_option), mixture, config)
         for line in report_lines(mixture, config):
             typer.echo(line)
         typer.echo(

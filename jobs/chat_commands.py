@@ -5,12 +5,13 @@ from typing import Annotated
 
 import typer
 
+from tap_engine.jobs.options import BUILD, StorageOption
 from tap_engine.jobs.output import FAILED, command_errors, parse_pairs
 
 
 def register_data(app: typer.Typer) -> None:
     """Adds the data half to `tap-data`."""
-    app.command("import-conversations")(import_conversations)
+    app.command("import-conversations", rich_help_panel=BUILD)(import_conversations)
 
 
 def import_conversations(
@@ -26,9 +27,7 @@ def import_conversations(
     replace: Annotated[
         bool, typer.Option("--replace", help="Write over conversations that are there.")
     ] = False,
-    storage_option: Annotated[
-        list[str] | None, typer.Option(help="KEY=VALUE for Lance's object store; repeatable.")
-    ] = None,
+    storage_option: StorageOption = None,
 ) -> None:
     """Read conversations about images, check them, and write them as a table.
 

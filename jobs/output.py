@@ -85,7 +85,7 @@ def print_left_out(summary: "BuildSummary", limit: float) -> bool:
     if summary.reject_share <= limit:
         return False
     typer.echo(
-        f"{summary.reject_share:.2%} was left out, more than --max-reject-share {limit:.2%}; "
+        f"{summary.reject_share:.2%} was left out, more than max_reject_share={limit:g} allows; "
         "the store is complete and valid without it",
         err=True,
     )

@@ -5,16 +5,17 @@ from typing import Annotated
 
 import typer
 
+from tap_engine.jobs.options import SAMPLE_WORLD
 from tap_engine.jobs.output import command_errors
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to `tap-data`."""
-    app.command("sample")(sample)
-    app.command("sample-shipped")(sample_shipped)
-    app.command("sample-sprites")(sample_sprites)
-    app.command("sample-accuracy")(sample_accuracy)
-    app.command("train-teacher")(train_teacher)
+    app.command("sample", rich_help_panel=SAMPLE_WORLD)(sample)
+    app.command("sample-shipped", rich_help_panel=SAMPLE_WORLD)(sample_shipped)
+    app.command("sample-sprites", rich_help_panel=SAMPLE_WORLD)(sample_sprites)
+    app.command("sample-accuracy", rich_help_panel=SAMPLE_WORLD)(sample_accuracy)
+    app.command("train-teacher", rich_help_panel=SAMPLE_WORLD)(train_teacher)
 
 
 def sample(

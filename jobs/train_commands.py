@@ -48,7 +48,7 @@ def run(
     with command_errors():
         import json
 
-        from tap_engine.train.config import with_overrides
+        from tap_engine.schemas.settings import with_overrides
         from tap_engine.train.recipes import recipe as make_recipe
 
         config = with_overrides(
@@ -85,7 +85,7 @@ def recipes(
 ) -> None:
     """Lists the recipes, or every setting of one, in the form that --set takes."""
     with command_errors():
-        from tap_engine.train.config import field_names, with_overrides
+        from tap_engine.schemas.settings import field_names, shown, with_overrides
         from tap_engine.train.recipes import RECIPES
         from tap_engine.train.recipes import recipe as make_recipe
 
@@ -94,7 +94,7 @@ def recipes(
                 typer.echo(f"{key:16} {(function.__doc__ or '').splitlines()[0]}")
             return
         for setting, value in field_names(with_overrides(make_recipe(name), set_ or [])):
-            typer.echo(f"{setting}={_shown(value)}")
+            typer.echo(f"{setting}={shown(value)}")
 
 
 def measure(
@@ -201,11 +201,3 @@ def with_sample_trunk(config: "TrainConfig") -> "TrainConfig":
 
     trunk = str(sample_teacher_weights())
     return replace(config, init=replace(config.init, trunk=trunk))
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, tuple):
-        return ",".join(str(item) for item in value)
-    if isinstance(value, dict):
-        return ",".join(f"{key}:{item}" for key, item in value.items())
-    return str(value)

@@ -28,7 +28,7 @@ from tap_engine.pipeline.sources.records import Source, Unit
 from tap_engine.pipeline.store import STORAGE_WAITS_S, Store
 from tap_engine.pipeline.summary import BuildSummary
 from tap_engine.pipeline.unit_builder import open_builder
-from tap_engine.schemas.errors import SourceError, StoreError, TapError
+from tap_engine.schemas.errors import ConfigError, SourceError, StoreError, TapError
 from tap_engine.schemas.progress import Progress, Say
 from tap_engine.schemas.store_settings import TeacherInfo
 
@@ -43,6 +43,8 @@ def build(source: Source, config: BuildConfig, *, say: Say = print) -> BuildSumm
         StoreError: another driver is at work, or the store cannot be written.
     """
     start = time.monotonic()
+    if not config.out:
+        raise ConfigError("these settings name no store; set `out` to its path or URI")
     store = Store(config.out, dict(config.storage_options))
     source.prepare(f"{store.uri}/{INDEX_FOLDER}", say)
     shards = source.shards()

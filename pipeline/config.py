@@ -76,7 +76,7 @@ class BuildConfig:
     """One build of a store: SemanticSA-1B, or captioned images.
 
     Attributes:
-        out: path or URI of the store.
+        out: path or URI of the store; recipes leave it empty.
         teacher: which model, and how it runs; None writes regions without embeddings and an
             empty `concepts` table.
         crop: how regions become crops.
@@ -91,7 +91,7 @@ class BuildConfig:
         workers: how the work is spread.
     """
 
-    out: str
+    out: str = ""
     teacher: TeacherConfig | None = field(default_factory=TeacherConfig)
     crop: CropOptions = field(default_factory=CropOptions)
     vocabulary: str = DEFAULT_VOCABULARY

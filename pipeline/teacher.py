@@ -20,11 +20,11 @@ import torch.nn.functional as F
 from huggingface_hub import try_to_load_from_cache
 from torch import Tensor
 
+from tap_engine.model.device import dtype_of, resolve_device
 from tap_engine.schemas.errors import ConfigError
+from tap_engine.schemas.precision import check_precision
 from tap_engine.schemas.shipped import SAMPLE, sample_teacher
 from tap_engine.schemas.store_settings import TeacherInfo
-
-PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 NO_WEIGHTS = "none"
 LOCAL_FOLDER = "local-dir:"
@@ -60,10 +60,7 @@ class TeacherConfig:
     download: bool = False
 
     def __post_init__(self) -> None:
-        if self.precision not in ("auto", *PRECISIONS):
-            raise ConfigError(
-                f"teacher precision must be auto, {', '.join(PRECISIONS)}; got {self.precision!r}"
-            )
+        check_precision(self.precision, "teacher.precision")
         if self.batch_size < 0:
             raise ConfigError(f"teacher batch size must not be negative, got {self.batch_size}")
 
@@ -82,8 +79,8 @@ class Teacher:
             ConfigError: no such model, tag or file, or weights that would have to be downloaded
                 without permission.
         """
-        self.device = _device(config.device)
-        self.dtype = _dtype(config.precision, self.device)
+        self.device = resolve_device(config.device, "teacher.device")
+        self.dtype = dtype_of(config.precision, self.device, "teacher.precision")
         self.batch_size = config.batch_size or (256 if self.device.type == "cuda" else 64)
         model_name, pretrained = resolve(config)
         model = _load(model_name, pretrained, config)
@@ -257,21 +254,6 @@ def _quiet() -> Iterator[None]:
         yield
     finally:
         logging.disable(previous)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"no device {name!r}: {error}") from error
-
-
-def _dtype(precision: str, device: torch.device) -> torch.dtype:
-    if precision == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    return PRECISIONS[precision]
 
 
 def _public_name(pretrained: str) -> str:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tap_engine.schemas.errors import ConfigError
-from tap_engine.train.config import TrainConfig, with_overrides
+from tap_engine.schemas.settings import with_overrides
+from tap_engine.train.config import TrainConfig
 from tap_engine.train.held_out import HeldOutFigures, measure_checkpoint
 from tap_engine.train.loop import train
 from tap_engine.train.recipes import recipe

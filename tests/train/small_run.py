@@ -4,7 +4,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from tap_engine.train.config import TrainConfig, with_overrides
+from tap_engine.schemas.settings import with_overrides
+from tap_engine.train.config import TrainConfig
 from tap_engine.train.recipes import recipe
 from tests.train.small_store import EMBEDDING_DIM
 

@@ -9,8 +9,9 @@ import torch
 from tap_engine.model.checkpoint import read_card
 from tap_engine.model.predictor import Tap
 from tap_engine.model.text_tokenizer import load_tokenizer, train_bpe
+from tap_engine.schemas.settings import with_overrides
 from tap_engine.train.checkpoint import checkpoints, export_model
-from tap_engine.train.config import TrainConfig, with_overrides
+from tap_engine.train.config import TrainConfig
 from tap_engine.train.held_out import HeldOutConfig, report_checkpoint
 from tap_engine.train.held_out_data import boxes_xyxy_of, open_measured, pixels_of
 from tap_engine.train.loop import train

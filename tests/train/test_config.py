@@ -4,7 +4,8 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from tap_engine.schemas.errors import ConfigError
-from tap_engine.train.config import LoopConfig, differences, field_names, with_overrides
+from tap_engine.schemas.settings import field_names, with_overrides
+from tap_engine.train.config import LoopConfig, differences
 from tap_engine.train.data.augment import AugmentConfig
 from tap_engine.train.recipes import RECIPES, recipe
 
@@ -40,7 +41,7 @@ def test_overrides_are_parsed_by_type():
         ("train.rate=3", "optim.rate"),
         ("modle.image_size=3", "model.image_size"),
         ("train=3", "group of settings: train.steps"),
-        ("zzzz=3", "tap-train recipes"),
+        ("zzzz=3", "`recipes RECIPE` of `tap-train`"),
         ("train.steps", "name.field=value"),
         ("train.steps=many", "takes int, got 'many'"),
         ("train.steps=2.5", "takes int"),

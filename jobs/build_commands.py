@@ -1,0 +1,123 @@
+"""Commands of `tap-data` that crop, embed and write: build-semantic, and the recipes of builds."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tap_engine.jobs.options import (
+    BUILD,
+    CpusOption,
+    DeviceOption,
+    DownloadOption,
+    LimitOption,
+    OutOption,
+    PretrainedOption,
+    RayAddressOption,
+    RayWheelOption,
+    SetOption,
+    SettingsCommand,
+    StorageOption,
+    TakeOverOption,
+    TeacherOption,
+    VocabularyOption,
+    build_config,
+)
+from tap_engine.jobs.output import FAILED, REJECTS_ABOVE_LIMIT, command_errors
+
+if TYPE_CHECKING:
+    from tap_engine.pipeline.summary import BuildSummary
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to `tap-data`."""
+    app.command("build-semantic", cls=SettingsCommand, rich_help_panel=BUILD)(build_semantic)
+    app.command("recipes", rich_help_panel=BUILD)(recipes)
+
+
+def build_semantic(
+    sources: Annotated[
+        list[str], typer.Argument(help="SA-1B tars, folders of tars or of sa_N.jpg; paths or URIs.")
+    ],
+    out: OutOption,
+    recipe: Annotated[str, typer.Option(help="See `tap-data recipes`.")] = "semantic-sa1b",
+    set_: SetOption = None,
+    source: Annotated[
+        str | None, typer.Option(help="Source name in the keys: sa1b by default, or sample.")
+    ] = None,
+    teacher: TeacherOption = None,
+    pretrained: PretrainedOption = None,
+    vocabulary: VocabularyOption = None,
+    limit: LimitOption = None,
+    device: DeviceOption = None,
+    download: DownloadOption = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")
+    ] = False,
+    take_over: TakeOverOption = False,
+    storage_option: StorageOption = None,
+    ray_address: RayAddressOption = None,
+    ray_wheel: RayWheelOption = None,
+    cpus: CpusOption = None,
+) -> None:
+    """Crop every masked region, embed it with a CLIP teacher, write a SemanticSA-1B store.
+
+    The same command again continues where it stopped.
+    """
+    with command_errors():
+        from tap_engine.jobs.cluster import ray_session
+        from tap_engine.jobs.output import print_estimate
+        from tap_engine.pipeline.sources.sa1b import Sa1bSource
+
+        config = build_config(
+            recipe,
+            out,
+            set_,
+            storage_option,
+            take_over,
+            teacher=teacher,
+            pretrained=pretrained,
+            vocabulary=vocabulary,
+            limit=limit,
+            device=device,
+            download=download,
+        )
+        images = Sa1bSource(sources, source) if source else Sa1bSource(sources)
+        if dry_run:
+            from tap_engine.pipeline.estimate import estimate
+
+            print_estimate(estimate(images, config, typer.echo), out)
+            return
+        with ray_session(ray_address, cpus, ray_wheel):
+            from tap_engine.pipeline.build import build
+
+            summary = build(images, config, say=typer.echo)
+        finish(summary, out, config.max_reject_share)
+
+
+def recipes(
+    name: Annotated[str, typer.Argument(help="Show all settings of this recipe.")] = "",
+    set_: SetOption = None,
+) -> None:
+    """List the recipes of builds, or every setting of one, in the form that --set takes."""
+    with command_errors():
+        from tap_engine.pipeline.recipes import RECIPES, recipe
+        from tap_engine.schemas.settings import field_names, shown, with_overrides
+
+        if not name:
+            for key, function in RECIPES.items():
+                typer.echo(f"{key:16} {(function.__doc__ or '').splitlines()[0]}")
+            return
+        for setting, value in field_names(with_overrides(recipe(name), set_ or [])):
+            typer.echo(f"{setting}={shown(value)}")
+
+
+def finish(summary: "BuildSummary", out: str, max_reject_share: float) -> None:
+    """Print what a build did, and leave with its exit code."""
+    from tap_engine.jobs.output import print_build_summary, print_left_out
+
+    print_build_summary(summary, out)
+    if summary.failed:
+        sys.exit(FAILED)
+    if print_left_out(summary, max_reject_share):
+        sys.exit(REJECTS_ABOVE_LIMIT)
