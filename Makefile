@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format types test test-long test-gpu e2e mutants demo bench wheel check clean
+.PHONY: help install lint format types test test-long test-gpu e2e mutants demo bench wheel check clean map
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ demo: install ## the whole system on made-up scenes, in some minutes; writes ./d
 
 bench: ## list the benchmarks and how to run each; results are in benchmarks/results
 	@grep -hE '^ +python (-m )?benchmarks' benchmarks/*.py
+
+map: ## write docs/map.md and the index of decisions
+	@$(PYTHON) docs/write_indexes.py
 
 wheel: install ## build the wheel that a cluster job ships
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
