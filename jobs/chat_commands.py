@@ -1,6 +1,7 @@
-"""Commands of TAPv2-Chat: conversation files into a store."""
+"""Commands of TAPv2-Chat: conversation files into a store; talk about a picture."""
 
 import sys
+from collections.abc import Iterator
 from typing import Annotated
 
 import typer
@@ -69,3 +70,60 @@ def import_conversations(
             typer.echo(f"SourceError: {problem}", err=True)
         if summary.unreadable:
             sys.exit(FAILED)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds `chat` to `tap`."""
+    app.command()(chat)
+
+
+def chat(
+    image: Annotated[str, typer.Argument(help="The picture to talk about.")],
+    model: Annotated[str, typer.Option(help="Folder of a chat model (chat.safetensors).")],
+    ask: Annotated[
+        str | None, typer.Option(help="One question; without it, questions are read line by line.")
+    ] = None,
+    language_model: Annotated[
+        str | None,
+        typer.Option(help="Folder of the language model, if it is not under its own name."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    download: Annotated[
+        bool, typer.Option("--download", help="Allow fetching the language model.")
+    ] = False,
+) -> None:
+    """Talk about a picture; an empty line or Ctrl-D ends it.
+
+    A box in a question, such as [10, 20, 60, 70] in percent, is also shown to TAP, which names it.
+
+    Example: tap chat photo.jpg --model runs/chat --ask "What is on the left?"
+    """
+    with command_errors():
+        from tap_engine.model.chat.tap_chat import TapChat
+        from tap_engine.model.image_input import open_image
+        from tap_engine.model.picture import describe
+
+        talker = TapChat.from_pretrained(
+            model, language_model=language_model, device=device, download=download
+        )
+        talk = talker.look(open_image(image))
+        questions = [ask] if ask is not None else _typed()
+        for question in questions:
+            for piece in talker.stream(talk, question, max_new_tokens=max_new_tokens):
+                typer.echo(piece, nl=False)
+            typer.echo()
+            for number, region in enumerate(talker.regions(talk, question)):
+                typer.echo(f"region {number}: {describe(region)}")
+
+
+def _typed() -> Iterator[str]:
+    prompt = "> " if sys.stdin.isatty() else ""
+    while True:
+        try:
+            question = input(prompt).strip()
+        except EOFError:
+            return
+        if not question:
+            return
+        yield question

@@ -162,6 +162,10 @@ class VitEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """[B, 3, S, S] normalised -> [B, out_dim, S/16, S/16]."""
+        return self.neck(self.last_block(images))
+
+    def last_block(self, images: Tensor) -> Tensor:
+        """What the neck is given: [B, 3, S, S] normalised -> [B, C, S/16, S/16]."""
         x = self.patch_embed(images)
         grid_hw = (x.shape[1], x.shape[2])
         x = x + self.pos_embed.weight.unflatten(0, grid_hw)
@@ -176,7 +180,7 @@ class VitEncoder(nn.Module):
             x = cross_conv(unpartition(windows, self.window_size, grid_hw).permute(0, 3, 1, 2))
             if not last:
                 windows = partition(x.permute(0, 2, 3, 1), self.window_size)
-        return self.neck(x)
+        return x
 
 
 def drop_path_rates(rate: float, depth: int) -> list[float]:
