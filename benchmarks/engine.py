@@ -9,11 +9,11 @@ An image is 1500 x 2250 px, about 0.9 MB, with 100 masks of which 70 are under 1
 `speed` builds one tar twice in turn: by `build` on a local Ray with its default layout, and by a
 hand-written loop over `multiprocessing` with as many processes, no ledger, lease or retries. Both
 read members of the tar by offset, check the masks, decode, crop, "embed" and write Lance fragments
-of units of 32 images, and commit at the end. The teacher is a stub of 1,024 numbers a crop whose
+of units of 32 images, and commit at the end. The teacher is a stub of 1,024 numbers per crop whose
 forward does nothing, so that all that is left is the engine. It gets into the engine's workers by
 `StubActor` below, which knows the engine's inside: the engine itself has no door for it.
-Steady: images a second from when each worker has delivered a unit until the last unit. Whole: from
-a started Ray, or from nothing for the loop, until the rows are committed.
+Steady: images per second from when each worker has delivered a unit until the last unit. Whole:
+from a started Ray, or from nothing for the loop, until the rows are committed.
 
 `memory` runs `tap-data build-semantic` with its default settings, but for the teacher (a tiny real
 open_clip model of 224 px input), over one large tar; the whole index is read, `--limit` images are
@@ -180,7 +180,7 @@ def run_engine(shard: Path, teacher: Path, out: Path) -> tuple[float, list[float
 
 
 class Loop:
-    """The hand-written way: one process a core, one unit after the other."""
+    """The hand-written way: one process per core, one unit after the other."""
 
     def __init__(self, shard: Path, out: Path) -> None:
         import cv2

@@ -3,7 +3,7 @@
     python benchmarks/sample.py [--scenes 100]
 
 Counted: a whole scene as `tap-data sample` makes it: layout, drawing, exact masks, run-length
-encoding, JPEG, annotations and truth rows. Not counted: loading the sprite sheet (once a process).
+encoding, JPEG, annotations and truth rows. Not counted: loading the sprite sheet, once per process.
 CPU time of the one thread, so that others on the machine count less; wall time beside it.
 """
 

@@ -3,7 +3,7 @@
     python -m benchmarks.store [--rows 204800] [--rounds 15]
 
 Rows are the contract's: 1,024 float16 of a unit vector, 64 concepts, masks of 80 to 420 bytes, 100
-regions an image, 512 images a fragment, written by the engine's own writer in each Lance storage
+regions per image, 512 images per fragment, written by the engine's own writer in each Lance storage
 version. LMDB gets two forms of the same rows: `packed` (a C record, then the mask's bytes: the
 fastest there is) and `pickled` (a dict of the columns: what most loaders keep). Everything is read
 from the page cache, by one process; the contenders alternate, so that a busy machine hits all.

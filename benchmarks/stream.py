@@ -3,7 +3,7 @@
     python -m benchmarks.stream [--images 400] [--rounds 5] [--epoch 100000]
 
 Images are those of benchmarks/crops.py: 1500 x 2250 px, about 0.9 MB, some distinct ones in turn.
-The store has two regions an image; its reader also reads their boxes, masks and embeddings and
+The store has two regions per image; its reader also reads their boxes, masks and embeddings and
 pairs them with the image, which the other two do not have. Each way is timed once a round, rounds
 alternate, and medians are compared: everything lies in the page cache, so what differs is the
 format's own work. CPU time of the process stands beside the time, for a machine that is not idle.

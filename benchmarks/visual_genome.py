@@ -5,7 +5,7 @@
 The json has v1.2's form, the real counts, and phrases of the real length (5 words) that need every
 cleaning rule now and then. Photos are one 8 x 6 px JPEG under many names: what is measured is the
 json, the boxes and the store, not the decoding of 15 GB of photos. The import is killed once while
-it reads the json and once while it builds, then runs to its end. RSS is sampled five times a second
+it reads the json and once while it builds, then runs to its end. RSS is sampled 5 times per second
 over the command and all of its processes.
 """
 

@@ -1,6 +1,6 @@
 """The teacher itself as a classifier of boxes: the papers' "image-level CLIP" rows.
 
-Every ground truth box is cropped and embedded by the CLIP model, one forward pass a box; the
+Every ground truth box is cropped and embedded by the CLIP model, one forward pass per box; the
 distribution over the data set's class names is the prediction. It is the upper bound that a model
 distilled from this teacher is measured against.
 """

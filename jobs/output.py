@@ -121,7 +121,7 @@ def print_estimate(found: "Estimate", out: str) -> None:
     )
     typer.echo(f"store: about {gigabytes(found.store_bytes)} at {out}")
     typer.echo(
-        f"crops: {1000 * found.prepare_s:.1f} core-ms an image to read, decode and crop, "
+        f"crops: {1000 * found.prepare_s:.1f} core-ms per image to read, decode and crop, "
         f"{found.core_hours:,.2f} core-hours in all"
     )
     if found.crops_per_s and found.teacher_hours is not None:

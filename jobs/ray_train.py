@@ -2,7 +2,7 @@
 
     python -m tap_engine.jobs.ray_train --workers 16 -- run --recipe vit_b_stage1 --store S --out R
 
-What stands after `--` is the command line of `tap-train`. Ray Train starts one process a GPU and
+What stands after `--` is the command line of `tap-train`. Ray Train starts one process per GPU and
 the process group; from there on it is the same trainer as under torchrun, which stays the way to
 launch where there is no Ray. The run folder must be one that all nodes see.
 """
@@ -14,7 +14,7 @@ import typer
 
 def launch(
     arguments: Annotated[list[str], typer.Argument(help="Command line of tap-train, after --.")],
-    workers: Annotated[int, typer.Option(help="Processes; one a GPU.")] = 8,
+    workers: Annotated[int, typer.Option(help="Processes; one per GPU.")] = 8,
     gpu: Annotated[bool, typer.Option(help="A GPU for each process.")] = True,
     cpus: Annotated[int, typer.Option(help="CPUs of each process, its loaders' too.")] = 8,
     restarts: Annotated[int, typer.Option(help="How often to start again after a failure.")] = 3,

@@ -60,7 +60,7 @@ def sample(
         )
         bar.close()
     spent = time.monotonic() - start
-    rate = f", {summary.scenes / spent:.1f} a second" if summary.scenes else ""
+    rate = f", {summary.scenes / spent:.1f} per second" if summary.scenes else ""
     typer.echo(
         f"drew {summary.scenes:,} scenes with {summary.regions:,} regions in {spent:.1f} s{rate} "
         f"({summary.scenes_before:,} were there before)"
@@ -103,11 +103,11 @@ def train_teacher(
     scenes: Annotated[int | None, typer.Option(help="Training scenes.")] = None,
     validation: Annotated[int | None, typer.Option(help="Scenes for the report.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Crops a step.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Crops per step.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and sampling.")] = None,
     whole_scenes: Annotated[
         int | None,
-        typer.Option(help="Whole scenes a step: for a backbone of Open-Vocabulary SAM."),
+        typer.Option(help="Whole scenes per step: for a backbone of Open-Vocabulary SAM."),
     ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="At its highest.")] = None,
     warmup: Annotated[int | None, typer.Option(help="Steps of rise before it.")] = None,

@@ -1,11 +1,11 @@
 """Two-way decoder: prompt tokens and image embedding -> masks, IoU, semantic tokens.
 
 Source: TAP paper, section 3.1 and appendix A. Prompts of one image start from the same embedding,
-so the first block projects it once an image and lets all prompts attend to it as one batch row;
+so the first block projects it once per image and lets all prompts attend to it as one batch row;
 only its output differs by prompt. That is the same arithmetic as a copy of the embedding per
 prompt, at about four fifths of the work.
 
-Shapes: B images, P prompts an image, Q = 1 before the image side differs by prompt and P after,
+Shapes: B images, P prompts per image, Q = 1 before the image side differs by prompt and P after,
 T tokens, N = h * w cells, D channels.
 """
 

@@ -73,7 +73,7 @@ class TapModel(nn.Module):
         return (bgr - self.pixel_mean.view(3, 1, 1)) * self.pixel_rsig.view(3, 1, 1)
 
     def encode_image(self, images_rgb: Tensor) -> Tensor:
-        """Image embeddings, once an image.
+        """Image embeddings, once per image.
 
         Args:
             images_rgb: [B, 3, S, S] RGB pixels 0..255, uint8 or float, S = `config.image_size`;

@@ -153,7 +153,7 @@ def run_units(
     context.max_consecutive_actor_init_deaths = config.workers.retries
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     # Units and results are pickled here: Ray would do it too, and log that they are not for Arrow.
-    # One block a unit, so that units, not groups of them, are what is handed out and retried.
+    # One block per unit, so that units, not groups of them, are what is handed out and retried.
     rows = [{"unit": pickle.dumps(unit)} for unit in units]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _UnitActor,  # type: ignore[arg-type]

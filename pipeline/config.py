@@ -51,7 +51,7 @@ class WorkerConfig:
         actors: workers, each with one loaded teacher.
         crop_cpus: CPUs, and as many threads, of each worker for reading, decoding and cropping.
         teacher_gpus: GPUs of each worker; fractions share one; None takes one where there are any.
-        unit_images: images a unit; a killed worker loses at most its unit's work.
+        unit_images: images per unit; a killed worker loses at most its unit's work.
         commit_s: seconds between commits; a killed driver loses at most that much.
         retries: how often a unit is tried again when its worker dies, before it counts as failed.
     """

@@ -45,7 +45,7 @@ class Estimate:
         shards, shard_bytes: in all.
         images: usable ones; exact when every shard was indexed.
         exact: whether `images` was counted rather than extrapolated from some shards' bytes.
-        regions: images times the sampled regions an image.
+        regions: images times the sampled regions per image.
         sampled_images: how many were read.
         jpeg_bytes, rle_bytes: of the sample, an image and a region.
         store_bytes: what the store will take.

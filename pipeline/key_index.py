@@ -28,7 +28,7 @@ def index_keys(store: Store) -> None:
         if any(column in index.field_names for index in dataset.describe_indices()):
             store.patiently(dataset.optimize.optimize_indices)
         else:
-            # Lance's default of 4,096 rows a page makes a lookup of 100 keys a fifth slower.
+            # Lance's default of 4,096 rows per page makes a lookup of 100 keys a fifth slower.
             pages = IndexConfig(index_type="btree", parameters={"zone_size": 1024})
             store.patiently(partial(dataset.create_scalar_index, column, pages))
 

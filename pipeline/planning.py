@@ -51,7 +51,7 @@ def make_plan(
     Args:
         source: reads the shards.
         shards: of `source.shards()`.
-        unit_images: images a unit.
+        unit_images: images per unit.
         limit: at most this many images of the whole, built or not; 0 for all. Shards beyond it
             are not indexed.
         done_images: sorted ids, of ledger.py.

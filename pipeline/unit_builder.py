@@ -1,6 +1,6 @@
 """One unit of work, start to end: read, decode, crop, embed, project, write fragments.
 
-Crops never leave the process that made them. At 150 kB a crop, handing 1.1 billion of them from
+Crops never leave the process that made them. At 150 kB per crop, handing 1.1 billion of them from
 task to task would move 165 TB through Ray's object store; here threads prepare crops while the
 teacher works on the batch before (docs/decisions/0002-one-actor-per-teacher.md). Knows no Ray.
 """

@@ -68,7 +68,7 @@ class UnitRows:
         Args:
             record: the image.
             regions: in the order of their ordinals.
-            derived: the teacher's columns, a row a region; may be empty.
+            derived: the teacher's columns, a row per region; may be empty.
         """
         self._pending_images.append((record, len(regions)))
         if regions:

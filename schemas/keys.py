@@ -23,7 +23,7 @@ SOURCE_ID_BITS = 43
 ORDINAL_BITS = 16
 MAX_SOURCE_ID = (1 << SOURCE_ID_BITS) - 1
 MAX_REGIONS = 1 << ORDINAL_BITS
-"""Ordinals 0..65,535: at most this many regions an image."""
+"""Ordinals 0..65,535: at most this many regions per image."""
 
 _SOURCE_NAMES = {code: name for name, code in SOURCES.items()}
 

@@ -1,7 +1,7 @@
 """COCO run-length masks: check, decode whole, decode a window, decode scaled, measure, encode.
 
 A mask is column-major runs of 0 and 1 in turn, as COCO's compressed `counts` bytes. Decoding
-full-size masks is the cost trap of region data (1.6 s an image for 100 masks of 3.4 Mpx), so
+full-size masks is the cost trap of region data (1.6 s per image for 100 masks of 3.4 Mpx), so
 crops decode a window and training decodes at the resolution it needs. The kernels release the
 GIL and never read or write out of bounds: `runs` refuses what is not a mask of the stated size.
 """

@@ -30,7 +30,7 @@ def _field(name: str, type_: pa.DataType, *, null: bool = False, unit: str = "")
 
 
 def images_schema(*, captioned: bool = False) -> pa.Schema:
-    """One row an image; `jpeg` holds the file's own bytes (stored as a Lance blob).
+    """One row per image; `jpeg` holds the file's own bytes (stored as a Lance blob).
 
     Args:
         captioned: adds `split`, a word of SPLITS or null.
@@ -49,7 +49,7 @@ def images_schema(*, captioned: bool = False) -> pa.Schema:
 
 
 def regions_schema(embedding_dim: int, top_k: int, *, captioned: bool = False) -> pa.Schema:
-    """One row a mask or box.
+    """One row per mask or box.
 
     Args:
         embedding_dim: D, width of the teacher's embedding; 0 leaves the embedding out.
@@ -95,7 +95,7 @@ def concept_fields(top_k: int) -> list[pa.Field]:
 
 
 def concepts_schema(embedding_dim: int) -> pa.Schema:
-    """One row a concept; both embeddings unit length, without the logit scale.
+    """One row per concept; both embeddings unit length, without the logit scale.
 
     `source_embedding` projects the student's prediction, `target_embedding` the teacher's
     embedding (asymmetric distillation, TAP paper appendix B, Algorithm 1). A store without a
@@ -113,7 +113,7 @@ def concepts_schema(embedding_dim: int) -> pa.Schema:
 
 
 def rejects_schema() -> pa.Schema:
-    """One row a thing left out; `stage` and `reason` are of the words in rejects.py."""
+    """One row per thing left out; `stage` and `reason` are of the words in rejects.py."""
     return pa.schema(
         [
             _field("unit", pa.int64()),
@@ -127,7 +127,7 @@ def rejects_schema() -> pa.Schema:
 
 
 def mixture_schema() -> pa.Schema:
-    """One row an image of a subset of CaptionSA-400M; a plan, the pixels stay in `images`."""
+    """One row per image of a subset of CaptionSA-400M; a plan, the pixels stay in `images`."""
     return pa.schema(
         [
             _field("subset", pa.int32()),

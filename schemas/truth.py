@@ -1,6 +1,6 @@
 """The truth table of the sample world: what every region of it really shows.
 
-One row a region, joined to a store's `regions` by (image_id, region_id). Nothing of the data
+One row per region, joined to a store's `regions` by (image_id, region_id). Nothing of the data
 engine reads it; it is there to measure with.
 """
 

@@ -27,7 +27,7 @@ class LoopConfig:
 
     Attributes:
         steps: optimiser steps.
-        batch: images a step over all processes.
+        batch: images per step over all processes.
         images: images of one forward pass in one process; batch / (images * processes) passes
             are accumulated.
         seed: of everything random.
@@ -64,7 +64,7 @@ class LoopConfig:
             raise ConfigError(f"train.device must be auto, cpu or cuda, got {self.device!r}")
 
     def accumulate(self, world: int) -> int:
-        """Forward passes a step in each of `world` processes.
+        """Forward passes per step in each of `world` processes.
 
         Raises:
             ConfigError: the batch does not divide.

@@ -96,7 +96,7 @@ class HeldOutFigures:
         return out
 
     def table(self) -> str:
-        """The summary as text, one question a line."""
+        """The summary as text, one question per line."""
         found = self.summary()
         kinds = [k for k in KIND_COLUMNS if any(name.endswith(f"/{k}") for name in found)]
         counts = {k: len(self.kinds) if k == "all" else int((self.kinds == k).sum()) for k in kinds}

@@ -1,6 +1,6 @@
 """How good captions are on images the model has not seen.
 
-Where there are references: CIDEr and its like, a box a question, all phrases of the same box its
+Where there are references: CIDEr and its like, a box per question, all phrases of the same box its
 references. Where the sample world's truth table says what a region is: does the caption name it,
 and its colour, in exactly these words? Captions of the sample world are "a small red apple left of
 a banana": what is said of the region itself stands before the first relation.

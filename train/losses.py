@@ -4,7 +4,7 @@ Averages, weights and what to do with samples that lack a mask or a caption are 
 business, so a new loss is one function here and one line there. Everything is computed in float32,
 whatever precision the network ran in.
 
-Shapes: P prompts, M masks a prompt, H x W mask pixels, C concepts, D embedding width.
+Shapes: P prompts, M masks per prompt, H x W mask pixels, C concepts, D embedding width.
 """
 
 import torch

@@ -17,7 +17,7 @@ class OptimConfig:
     """The papers' optimiser (TAP paper, section 4.1).
 
     Attributes:
-        rate: peak learning rate at `rate_batch` images a step.
+        rate: peak learning rate at `rate_batch` images per step.
         rate_batch: the batch the rate is meant for.
         scaling: "linear" multiplies the rate by batch / `rate_batch`; "none" leaves it.
         betas: AdamW's two.

@@ -42,7 +42,7 @@ class PromptConfig:
     """How prompts are drawn; the defaults are the papers'.
 
     Attributes:
-        per_image: prompts an image and stage, at most ("up to 64 sampled prompts per GPU").
+        per_image: prompts per image and stage, at most ("up to 64 sampled prompts per GPU").
         box_share: probability of a box in stage 1, else one point.
         point_area: share of the image below which a region gets a point less often, in proportion
             to its area; a pixel's regions are then asked for equally often, where else the
@@ -191,7 +191,7 @@ def pick_points(seeds: Tensor, inside: Tensor, count: int, image_px: int, *, str
     Args:
         seeds: [P] int64.
         inside: [P, H, W] bool; a mask without true pixels gives its first pixel.
-        count: points a mask.
+        count: points per mask.
         image_px: side of the image that the mask covers.
         stream: which draw this is.
 

@@ -25,7 +25,7 @@ def _stage1(name: str, model: str, steps: int) -> TrainConfig:
 
     TAP paper, section 4.1, and TAP-v2 paper, section 4.1: AdamW (0.9, 0.999), base rate 1e-3,
     cosine to 1 %, weight decay 0.1, scale jitter 0.5 to 2.0, batch 256 over 256 GPUs, up to 64
-    prompts a GPU and stage, focal : dice = 20 : 1, dropout 0.1 in the image decoder, drop path 0.1
+    prompts per GPU and stage, focal : dice = 20 : 1, dropout 0.1 in the image decoder, drop path .1
     for B and 0.2 for L, encoder from MAE (--set init.mae=FILE). Ours, where the papers are silent:
     warm-up, gradient clipping, the IoU loss's weight, the flip, bf16.
     """

@@ -2,7 +2,7 @@
 
 RUN/config.json       the resolved settings
 RUN/manifest.json     software, machine, stores with their versions and provenance
-RUN/log.jsonl         a line a report
+RUN/log.jsonl         a line per report
 RUN/tensorboard/      the same as event files, and pictures
 RUN/checkpoints/      see checkpoint.py
 """
@@ -361,7 +361,7 @@ def write_manifest(run: Run, notes: list[str]) -> None:
     rate = f"peak rate {optim.peak_rate(batch):.2e}"
     if batch != optim.rate_batch:
         rate += (
-            f" ({optim.rate:.2e} is meant for {optim.rate_batch} images a step, here {batch}; "
+            f" ({optim.rate:.2e} is meant for {optim.rate_batch} images per step, here {batch}; "
             f"optim.scaling={optim.scaling})"
         )
     epochs = config.train.steps * batch / run.stream.epoch_images

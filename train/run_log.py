@@ -1,4 +1,4 @@
-"""What a run says of itself: a progress line, one JSON line a report, TensorBoard."""
+"""What a run says of itself: a progress line, one JSON line per report, TensorBoard."""
 
 import json
 import os

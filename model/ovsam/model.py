@@ -1,6 +1,6 @@
 """The network, put together: picture -> levels, embedding and pyramid; prompts -> masks and scores.
 
-Shapes: B pictures, P prompts a picture, K boxes in all, S side of the input, C classes.
+Shapes: B pictures, P prompts per picture, K boxes in all, S side of the input, C classes.
 """
 
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """The artwork of the sample world: a sheet of drawings with a map of their parts.
 
 The sheet is shipped, so rendering needs no font and gives the same scenes on every machine.
-`make_sprites` is how it was made: Noto Color Emoji drawn at its own bitmap size, one cell a line
+`make_sprites` is how it was made: Noto Color Emoji drawn at its own bitmap size, one cell per line
 of sample/concepts.tsv, and each drawing divided into parts by colour.
 """
 

@@ -113,7 +113,7 @@ def prepare_crops(
 ) -> LabelledCrops:
     """The crops of many scenes, each at every size; drawn once and kept in `folder`.
 
-    About 0.2 MB a scene in memory at a part_share of a quarter.
+    About 0.2 MB per scene in memory at a part_share of a quarter.
 
     Args:
         folder: for this list of scenes only.
@@ -121,7 +121,7 @@ def prepare_crops(
         sizes: sides, px; scene k is drawn at sizes[k mod len(sizes)].
         config: how regions become crops.
         part_share: see `crop_scene`.
-        workers: processes; 0 takes one a core.
+        workers: processes; 0 takes one per core.
         progress: called with (scenes done, scenes in all).
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -67,8 +67,8 @@ class TeacherTrainingConfig:
         validation: other scenes, drawn likewise, for the report at the end.
         world_seed: of the scenes; no shipped or default sample set uses this one.
         steps: optimiser steps.
-        batch: crops a step, each of another concept.
-        negatives: names of other concepts a step.
+        batch: crops per step, each of another concept.
+        negatives: names of other concepts per step.
         part_rate: share of a step's objects that are shown by one of their parts.
         tint_rate: share of the tinted crops whose text says the tint.
         learning_rate: at its highest; warm-up and cosine around it.
@@ -76,7 +76,7 @@ class TeacherTrainingConfig:
         weight_decay: on matrices only.
         seed: of weights and sampling.
         device: "cpu", "cuda", ...
-        whole_scenes: scenes a step that are seen whole: their things are named in place and as
+        whole_scenes: scenes per step that are seen whole: their things are named in place and as
             boxes with their background (teacher_scenes.py). 0 makes a teacher for crops alone;
             a backbone of Open-Vocabulary SAM needs some.
         start: folder of a teacher to go on from; "sample" is the shipped one, empty starts at
@@ -123,7 +123,7 @@ def train_teacher(
     Args:
         out: gets the teacher (see sample/teacher_model.py) and, until then, crops and checkpoints.
         config: how.
-        workers: processes that draw scenes; 0 takes one a core.
+        workers: processes that draw scenes; 0 takes one per core.
         progress: called with (stage, done, in all, what else there is to say).
 
     Returns:
@@ -217,7 +217,7 @@ def encode_crops(model: Any, pixels: npt.NDArray[np.uint8] | Tensor) -> Tensor:
     )
     images = torch.as_tensor(pixels).to(device).permute(0, 3, 1, 2).float()
     images = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-    # bfloat16 and channels-last: 0.40 against 1.04 CPU-seconds a step of 256 crops. The text
+    # bfloat16 and channels-last: 0.40 against 1.04 CPU-seconds per step of 256 crops. The text
     # tower gains nothing from them (0.27 against 0.30).
     with torch.autocast(device.type, torch.bfloat16, enabled=model.training):
         features: Tensor = model.encode_image(images)

@@ -124,7 +124,7 @@ def write_sample_world(
     Args:
         out: a folder, made where it is missing.
         config: which scenes.
-        workers: processes; 0 takes one a core for more than a hundred scenes.
+        workers: processes; 0 takes one per core for more than a hundred scenes.
         progress: called with (scenes done, scenes in all).
 
     Raises:

@@ -44,7 +44,7 @@ class Unit:
     Attributes:
         shard: URI of the tar or folder.
         shard_size: bytes of a tar; 0 for a folder.
-        names: image file names, one a line (one string: a billion-region run plans 22,000 units).
+        names: image file names, one per line (one string: a billion-region run plans 22,000 units).
         image_ids: [N] int64.
         spans: [N, K] int64: where the source finds each image and its annotations. SA-1B: offset
             and size of both, in the tar; sizes only (offsets -1) in a folder.

@@ -58,7 +58,7 @@ STAGED_IMAGES = pa.schema(
         pa.field("problem", pa.string()),
     ]
 )
-"""One row an entry of the json; `number` is null where `problem` says why."""
+"""One row per entry of the json; `number` is null where `problem` says why."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The kinds of fixtures of Open-Vocabulary SAM; see checks.py for how a check works.
 
-What the released model keeps as one row a prompt is [pictures, prompts] here; names of weights are
+What the released model keeps as one row per prompt is [pictures, prompts] here; weight names are
 translated by `released_names`.
 """
 

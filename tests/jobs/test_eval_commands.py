@@ -40,7 +40,7 @@ def test_score_writes_a_table_and_machine_readable_files(tmp_path: Path) -> None
     expected = json.loads((LVIS / "expected.json").read_text())["metrics"]["bbox"]
     assert score["metrics"] == pytest.approx(expected, abs=1e-9)
     assert score["stamp"]["images"] == 12
-    assert "30 detections beyond 300 an image left out" in score["notes"]
+    assert "30 detections beyond 300 per image left out" in score["notes"]
     assert len(score["per_category"]) > 3
     report = json.loads((tmp_path / "report.json").read_text())
     assert report[0]["rows"][0]["metrics"] == score["metrics"]

@@ -38,7 +38,7 @@ def decode(model: TapModel, images: int, prompts: int, points: int) -> None:
 
 @pytest.mark.parametrize(("points", "alone", "of_64"), [(2, 3.707, 2.927), (10, 3.839, 3.059)])
 def test_image_decoder_per_prompt(tap_b, points, alone, of_64) -> None:
-    """Officially 3.707 and 3.839 a prompt; sharing the image side saves a fifth of it."""
+    """Officially 3.707 and 3.839 per prompt; sharing the image side saves a fifth of it."""
     with torch.device("meta"), torch.no_grad():
         assert round(gflop(lambda: decode(tap_b, 1, 1, points)), 3) == alone
         assert round(gflop(lambda: decode(tap_b, 64, 1, points)) / 64, 3) == alone

@@ -55,7 +55,7 @@ def test_subsets_hold_what_was_asked(seed, regions, share) -> None:
         assert abs(drawn[1] - share * regions) <= 100
         assert abs(drawn[1] / sum(drawn) - share) < 0.005
         for images in (sa1b[k], vg[k]):
-            assert images == sorted(set(images)), "each image once a subset, in order"
+            assert images == sorted(set(images)), "each image once per subset, in order"
     every = [image for images in sa1b for image in images]
     assert len(every) == len(set(every)), "drawn without replacement across subsets"
     times = np.unique([image for images in vg for image in images], return_counts=True)[1]

@@ -214,7 +214,7 @@ def test_reports_and_folder_of_a_run(store, tmp_path, capsys):
     settings = ("log.pictures_every=4", "log.tensorboard=true", "log.every=4", "train.batch=4")
     trained(small_config(store, *settings, "optim.rate_batch=2"), tmp_path / "run")
     text = capsys.readouterr().out
-    assert "1.50e-03 is meant for 2 images a step, here 4; optim.scaling=linear" in text
+    assert "1.50e-03 is meant for 2 images per step, here 4; optim.scaling=linear" in text
     assert "peak rate 3.00e-03" in text
     for word in ("step 8/8", "loss", "images/s", "wait", "GB", "ETA", "iou_box"):
         assert word in text

@@ -37,7 +37,7 @@ class ExampleConfig:
     Attributes:
         image_px: side of the network's input.
         mask_px: side of the mask targets.
-        regions: regions an image, at most; drawn anew each epoch where there are more.
+        regions: regions per image, at most; drawn anew each epoch where there are more.
         soft_masks: targets are area shares of each mask pixel; else 0 or 1 at one half.
         fill_rgb: colour beside images that are not square.
         columns: columns of `regions` that become targets.

@@ -2,7 +2,7 @@
 
 Either the images of one split of a captioned store, or those of a plan: `tap-data mix` lists the
 images of each subset of CaptionSA-400M, and an epoch of the stream is one subset, the subsets in
-turn. Row numbers are kept, eight bytes an image of the plan: 34 MB for the full CaptionSA-400M.
+turn. Row numbers are kept, eight bytes per image of the plan: 34 MB for the full CaptionSA-400M.
 """
 
 import hashlib

@@ -2,7 +2,7 @@
 
 The order is a function of the position (order.py), so the whole state of the stream is one number,
 how many images the run has consumed. Ranks and loader workers take their own positions out of the
-same sequence: an image comes exactly once an epoch for any number of either, nothing is padded or
+same sequence: an image comes exactly once per epoch for any number of either, nothing is padded or
 dropped, and the last batch of an epoch is filled from the next one.
 """
 
@@ -50,7 +50,7 @@ class StreamConfig:
             batch x loader workers: each then reads whole runs.
         read_ahead: images a worker fetches at once; with about 1.3 MB each (SA-1B) this bounds its
             memory.
-        workers: loader processes a rank; 0 loads in the training process.
+        workers: loader processes per rank; 0 loads in the training process.
         prefetch: batches a worker keeps ready.
         max_problems: images that may be unreadable before the run stops.
     """
@@ -102,7 +102,7 @@ class Share:
 
     Attributes:
         images: images of one forward pass in one process.
-        accumulate: forward passes a step.
+        accumulate: forward passes per step.
         rank, world: which process of how many.
     """
 
@@ -113,7 +113,7 @@ class Share:
 
     @property
     def step_images(self) -> int:
-        """Images a step over all processes."""
+        """Images per step over all processes."""
         return self.images * self.accumulate * self.world
 
     def positions(self, passes: Index) -> Index:

@@ -24,7 +24,7 @@ class Detected:
 
 
 class DetectorBoxes:
-    """A detector's results file by image; 44 bytes a box in memory (145 MB for LVIS val)."""
+    """A detector's results file by image; 44 bytes per box in memory (145 MB for LVIS val)."""
 
     def __init__(self, path: str, truth: GroundTruth) -> None:
         """Read a COCO results file, such as ViTDet-H's.

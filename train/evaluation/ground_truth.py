@@ -35,7 +35,7 @@ TRUTH_REGIONS = pa.schema(
         pa.field("captions", pa.list_(pa.string())),
     ]
 )
-"""One row a region. `area` is what S/M/L are cut by, px^2: the file's own, else the mask's, else
+"""One row per region. `area` is what S/M/L are cut by, px^2: the file's own, else the mask's, else
 the box's. `category_id` is 0 where the data has no categories. `captions` are its references."""
 
 NO_CATEGORY = 0

@@ -49,7 +49,7 @@ class CaptionScores:
 def score_captions(
     references: Texts, captions: Mapping[int | str, str], *, java: bool | None = None
 ) -> CaptionScores:
-    """Score one caption a region.
+    """Score one caption per region.
 
     Args:
         references: region -> its reference texts, one or more; CIDEr's document frequencies come

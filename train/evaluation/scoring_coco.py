@@ -1,7 +1,7 @@
 """COCO and LVIS average precision of a prediction file, in memory that does not grow with it.
 
 AP is a mean over categories, and nothing of one category enters another's (but for LVIS's limit
-of 300 detections an image, which is applied first). So predictions are dealt out to files on disk
+of 300 detections per image, which is applied first). So predictions are dealt out to files on disk
 by category, and faster-coco-eval, a C++ form of the official scorer, sees one category at a time:
 20,000 images times 1,203 categories in its own tables would be 24 million mostly empty cells.
 """
@@ -56,7 +56,7 @@ class DetectionScores:
     def notes(self) -> tuple[str, ...]:
         """What was left out, in words."""
         counts = {
-            "detections beyond 300 an image left out": self.predictions - self.scored,
+            "detections beyond 300 per image left out": self.predictions - self.scored,
             "detections of categories that the truth does not have left out": self.unknown,
         }
         return tuple(f"{count:,} {note}" for note, count in counts.items() if count)
@@ -78,7 +78,7 @@ def score_detections(
             `lvis`.
         batches: rows of predictions.INSTANCES, in any order.
         kind: what overlaps, boxes or masks.
-        lvis: federated matching and at most 300 detections an image over all categories.
+        lvis: federated matching and at most 300 detections per image over all categories.
         progress: called with a line now and then.
         spill_folder: where the temporary files go; the system's own by default.
 

@@ -20,7 +20,7 @@ class Stamp:
         data: name of the data set, where somebody states it, such as `refcocog`.
         images: images of the test.
         regions: annotated regions of the test.
-        references: reference texts of the test; one a region, or more.
+        references: reference texts of the test; one per region, or more.
         boxes: box prompts given to the model.
         box_source: where those came from: `gt`, or the detector.
         text_processing: of captions, before scoring.
