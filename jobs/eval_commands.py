@@ -151,7 +151,6 @@ def ablate(
     The same command again continues where it stopped.
     """
     with command_errors():
-        from tap_engine.jobs.train_commands import with_sample_trunk
         from tap_engine.train.ablation import AblationRequest, run_ablation
         from tap_engine.train.loop import Interrupted
 
@@ -166,7 +165,7 @@ def ablate(
             model=model,
         )
         try:
-            scores = run_ablation(request, _data_engine(), with_sample_trunk, _progress)
+            scores = run_ablation(request, _data_engine(), _progress)
         except Interrupted as stopped:
             typer.echo(f"{stopped}; the same command goes on", err=True)
             sys.exit(128 + stopped.signal)

@@ -2,14 +2,11 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from tap_engine.jobs.output import EVALUATE, PUBLISH, TRAIN, command_errors
-
-if TYPE_CHECKING:
-    from tap_engine.train.config import TrainConfig
 
 Set = Annotated[
     list[str] | None,
@@ -47,14 +44,17 @@ def run(
     """Trains, or goes on training; the same under torchrun, in many processes."""
     with command_errors():
         import json
+        from dataclasses import replace
 
         from tap_engine.schemas.settings import with_overrides
         from tap_engine.train.recipes import recipe as make_recipe
 
+        config = make_recipe(recipe)
+        if store:  # not as an override: a path may have a comma
+            config = replace(config, stream=replace(config.stream, stores=tuple(store)))
         config = with_overrides(
-            make_recipe(recipe),
+            config,
             [
-                *([f"stream.stores={','.join(store)}"] if store else []),
                 *([f"held_out.store={held_out}"] if held_out else []),
                 *([f"held_out.truth={truth}"] if truth else []),
                 *(set_ or []),
@@ -69,7 +69,7 @@ def run(
         from tap_engine.train.run import open_run
 
         try:
-            opened = open_run(with_sample_trunk(config), out, resume)
+            opened = open_run(config, out, resume)
             train(opened)
         except Interrupted as stopped:
             typer.echo(f"{stopped}; the same command goes on")
@@ -167,7 +167,6 @@ def gate(
             held_out=held_out,
             truth=truth,
             overrides=set_ or [],
-            prepare=with_sample_trunk,
         )
         sys.exit(0 if passed else 1)
 
@@ -189,15 +188,3 @@ def tokenizer(
             f"{found.fingerprint}; next: tap-train run --recipe RECIPE --store {store[0]} "
             f"--set init.weights=CHECKPOINT --set init.tokenizer={path} --out RUN"
         )
-
-
-def with_sample_trunk(config: "TrainConfig") -> "TrainConfig":
-    """`init.trunk=sample` becomes the file of the shipped teacher."""
-    from dataclasses import replace
-
-    if config.init.trunk != "sample":
-        return config
-    from tap_engine.schemas.shipped import sample_teacher_weights
-
-    trunk = str(sample_teacher_weights())
-    return replace(config, init=replace(config.init, trunk=trunk))

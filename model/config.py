@@ -212,6 +212,12 @@ class TapConfig:
             )
 
     @property
+    def fill_rgb(self) -> tuple[int, int, int]:
+        """Colour of the canvas around an image: the mean, cut to whole numbers as officially."""
+        blue, green, red = (int(value) for value in self.pixel_mean)
+        return red, green, blue
+
+    @property
     def grid_size(self) -> int:
         """Cells along a side of the image embedding."""
         return self.image_size // IMAGE_STRIDE

@@ -56,9 +56,8 @@ class TapModel(nn.Module):
 
     @property
     def fill_rgb(self) -> tuple[int, int, int]:
-        """Colour of the canvas around an image: the mean, cut to whole numbers as officially."""
-        blue, green, red = (int(value) for value in self.config.pixel_mean)
-        return red, green, blue
+        """Colour of the canvas around an image; see `TapConfig.fill_rgb`."""
+        return self.config.fill_rgb
 
     def normalise(self, images_rgb: Tensor) -> Tensor:
         """RGB pixels -> what the encoder was trained on: BGR, zero mean, unit deviation.

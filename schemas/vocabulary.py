@@ -23,6 +23,10 @@ SEPARATED_BY_SPACE = ("lvis", "objects365", "openimages")
 the six sets merge to 2,638 names instead of 2,560."""
 
 
+MAX_CONCEPTS = 2**16
+"""Concept ids are stored in 16 bits (docs/decisions/0101)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VocabularyInfo:
     """What a store says of its vocabulary; the names themselves are its table `concepts`.
@@ -48,7 +52,8 @@ class Vocabulary:
         sources: label sets of each name, same order; empty tuples where unknown.
 
     Raises:
-        SchemaError: empty, duplicate names, or `sources` of another length.
+        SchemaError: empty, duplicate names, more than `MAX_CONCEPTS`, or `sources` of another
+            length.
     """
 
     name: str
@@ -58,6 +63,11 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if not self.names:
             raise SchemaError(f"vocabulary {self.name!r} has no concepts")
+        if len(self.names) > MAX_CONCEPTS:
+            raise SchemaError(
+                f"vocabulary {self.name!r} has {len(self.names):,} concepts; a store holds at most "
+                f"{MAX_CONCEPTS:,}, since concept ids are stored in 16 bits. Leave out the rarest"
+            )
         if any(not name.strip() for name in self.names):
             raise SchemaError(f"vocabulary {self.name!r} has an empty concept name")
         if len(set(self.names)) != len(self.names):

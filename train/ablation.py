@@ -116,7 +116,6 @@ class AblationRequest:
 def run_ablation(
     request: AblationRequest,
     engine: DataEngine,
-    prepare: Callable[[TrainConfig], TrainConfig],
     say: Callable[[str], None],
 ) -> list[Score]:
     """Train what is not trained yet, evaluate it; one row for each variant and protocol.
@@ -124,7 +123,6 @@ def run_ablation(
     Args:
         request: the command's options.
         engine: what evaluation takes from the data engine.
-        prepare: last change of a config (finds the sample teacher's file).
         say: called with a line now and then.
 
     Raises:
@@ -140,7 +138,7 @@ def run_ablation(
         config = tuning(request, variant) if variant.start else _pretraining(request, variant)
         say(f"{variant.name}: training in {folder / 'run'}")
         try:
-            train(open_run(prepare(config), folder / "run"))
+            train(open_run(config, folder / "run"))
         finally:
             distributed.stop()
         evaluation = EvalRequest(

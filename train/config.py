@@ -37,7 +37,7 @@ class LoopConfig:
         channels_last: memory layout of the image encoder.
         compile: torch.compile of the repeated blocks.
         recompute: activation checkpointing: less memory, about a third more time.
-        allow_tf32: float32 products on CUDA in TF32.
+        allow_tf32: float32 products and convolutions on CUDA in TF32.
     """
 
     steps: int = 90_000
@@ -88,8 +88,12 @@ class InitConfig:
             may have been trained at another image size.
         text: take the text decoder of `weights`, too, if it is alike; False starts it at random.
         mae: a MAE ViT checkpoint for the image encoder (the papers' start).
-        trunk: for the convolutional encoder: a .safetensors of the teacher's image tower.
+        trunk: for the convolutional encoder: a .safetensors of the teacher's image tower; "sample"
+            is the shipped teacher's.
         tokenizer: file or folder of the captions' tokenizer; by default the one beside `weights`.
+        needs: what a new run of this recipe must be given: "weights", "mae" (or weights), or
+            nothing; recipes set it.
+        random: start at random although the recipe needs weights.
     """
 
     weights: str = ""
@@ -97,6 +101,12 @@ class InitConfig:
     mae: str = ""
     trunk: str = ""
     tokenizer: str = ""
+    needs: str = ""
+    random: bool = False
+
+    def __post_init__(self) -> None:
+        if self.needs not in ("", "weights", "mae"):
+            raise ConfigError(f"init.needs must be weights, mae or empty, got {self.needs!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

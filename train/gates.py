@@ -21,7 +21,8 @@ from tap_engine.train.loop import train
 from tap_engine.train.recipes import recipe
 from tap_engine.train.run import open_run
 
-Prepare = Callable[[TrainConfig], TrainConfig]
+Settled = Callable[[TrainConfig], TrainConfig]
+"""A recipe -> the same with the command's stores and settings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,6 @@ def run_gate(
     held_out: str,
     truth: str,
     overrides: Iterable[str],
-    prepare: Prepare,
 ) -> bool:
     """Trains, measures, prints; runs that were interrupted go on.
 
@@ -67,7 +67,6 @@ def run_gate(
         held_out: store to measure on; overfit measures on its training scenes.
         truth: truth table of the store that is measured on.
         overrides: more settings.
-        prepare: last change of a config (finds the sample teacher's file).
 
     Returns:
         Whether every bar was passed.
@@ -80,7 +79,7 @@ def run_gate(
 
     def settled(config: TrainConfig) -> TrainConfig:
         stream = replace(config.stream, stores=stores)
-        return prepare(with_overrides(replace(config, stream=stream), overrides))
+        return with_overrides(replace(config, stream=stream), overrides)
 
     return gates[name](out, settled, stores[0] if name == "overfit" else held_out, truth)
 
@@ -115,17 +114,17 @@ def quick_config() -> TrainConfig:
     )
 
 
-def _overfit(out: Path, settled: Prepare, store: str, truth: str) -> bool:
+def _overfit(out: Path, settled: Settled, store: str, truth: str) -> bool:
     figures = _trained(settled(overfit_config()), out, store, truth, OVERFIT_SCENES)
     return _verdict(figures, OVERFIT_BARS)
 
 
-def _quick(out: Path, settled: Prepare, store: str, truth: str) -> bool:
+def _quick(out: Path, settled: Settled, store: str, truth: str) -> bool:
     figures = _trained(settled(quick_config()), out, store, truth, 100)
     return _verdict(figures, QUICK_BARS)
 
 
-def _losses(out: Path, settled: Prepare, store: str, truth: str) -> bool:
+def _losses(out: Path, settled: Settled, store: str, truth: str) -> bool:
     best: dict[str, float] = {}
     lines = [f"{'loss':9}{'weight':>8}{'seeds':>7}{'top-1':>16}{'object IoU':>16}"]
     for kind, weights in LOSS_WEIGHTS.items():

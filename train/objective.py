@@ -150,6 +150,23 @@ class Objective(nn.Module):
             _rest(self)
         return self
 
+    def unused(self) -> tuple[str, ...]:
+        """Name prefixes of parameters that none of the losses depends on.
+
+        They get no gradient, so they must not be trained: processes would wait for each other's.
+        """
+        w = self.losses
+        without = {
+            "model.image_decoder.sem_pred.": w.concept > 0,
+            "model.image_decoder.mask_pred.": w.segmentation > 0,
+            "model.image_decoder.mask_bias": w.segmentation > 0,
+            "model.image_decoder.output_conv.": w.segmentation > 0,
+            "model.image_decoder.iou_pred.": w.segmentation > 0,
+            "model.image_encoder.detail.": w.segmentation > 0,
+            "model.text_decoder.": w.caption > 0,
+        }
+        return tuple(prefix for prefix, used in without.items() if not used)
+
     def forward(
         self, batch: Batch, counts: Mapping[str, Tensor], step: int
     ) -> tuple[Tensor, Figures]:
@@ -179,7 +196,8 @@ class Objective(nn.Module):
             terms += self.stage_terms(output, chosen, truth, batch, step)
             self.watch(figures, stage, chosen, truth, prompts, members["masks"], batch)
             if not last:
-                prompts = self.next_prompts(batch, prompts, chosen.mask_logits)
+                shown = self.shown(output, chosen, prompts)
+                prompts = self.next_prompts(batch, prompts, shown.mask_logits)
         for term in terms:
             weights = members[term.group]
             values = torch.where(weights > 0, term.values, 0.0)
@@ -325,6 +343,15 @@ class Objective(nn.Module):
         if self.losses.supervise == "routed":
             best = torch.where(prompts.labels[..., 0] == Label.BOX_TOP_LEFT, routed, best)
         return torch.where(has_mask, best, routed)
+
+    @torch.no_grad()
+    def shown(
+        self, output: RegionOutput, chosen: RegionOutput, prompts: PromptBatch
+    ) -> RegionOutput:
+        """The candidate that stage 2 corrects: see `PromptConfig.correct`."""
+        if self.prompts.correct == "supervised":
+            return chosen
+        return output.select(route(output.iou_pred, prompts.labels))
 
     @torch.no_grad()
     def first_prompts(self, batch: Batch) -> PromptBatch:

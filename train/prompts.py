@@ -49,6 +49,8 @@ class PromptConfig:
             smallest of them would be. 0 gives all regions the same share.
         stages: 2, or 1 for boxes and single points alone.
         free_share: probability that stage 2 is non-interactive.
+        correct: whose mistakes stage 2 corrects: "routed", the mask that a user would see
+            (`tap.route`), or "supervised", the candidate that learns. The loss is the same.
         max_points: points of a prompt at most.
         box_jitter: standard deviation of the noise on each box side, as a share of that side.
         box_jitter_px: the noise's limit, px of the network's input.
@@ -59,6 +61,7 @@ class PromptConfig:
     point_area: float = 0.0
     stages: int = 2
     free_share: float = 0.5
+    correct: str = "routed"
     max_points: int = 9
     box_jitter: float = 0.1
     box_jitter_px: float = 20.0
@@ -69,6 +72,8 @@ class PromptConfig:
                 raise ConfigError(f"prompts.{name} must be in [0, 1], got {getattr(self, name)}")
         if self.stages not in (1, 2):
             raise ConfigError(f"prompts.stages must be 1 or 2, got {self.stages}")
+        if self.correct not in ("routed", "supervised"):
+            raise ConfigError(f"prompts.correct must be routed or supervised, got {self.correct!r}")
         if self.per_image < 1 or self.max_points < 2:
             raise ConfigError(
                 "prompts.per_image must be at least 1 and prompts.max_points at least 2, got "

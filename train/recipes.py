@@ -32,6 +32,7 @@ def _stage1(name: str, model: str, steps: int) -> TrainConfig:
     return TrainConfig(
         recipe=name,
         model=preset(model),
+        init=InitConfig(needs="mae"),
         stream=StreamConfig(workers=4, mixed_runs=1024),
         augment=AugmentConfig(scale=(0.5, 2.0), flip=0.5),
         prompts=PromptConfig(),
@@ -64,7 +65,7 @@ def _stage2(base: TrainConfig, name: str, steps: int) -> TrainConfig:
         base,
         recipe=name,
         model=_with_text(base.model, dropout=0.4),
-        init=InitConfig(),
+        init=InitConfig(needs="weights"),
         augment=replace(base.augment, flip=0.0),
         loss=replace(base.loss, concept=1.0, segmentation=5.0, caption=1.0, balanced_steps=0),
         optim=replace(base.optim, rate=base.optim.rate / 10, warmup_steps=100, rate_factors={}),
@@ -95,7 +96,7 @@ def _caption(base: TrainConfig, name: str, steps: int) -> TrainConfig:
         base,
         recipe=name,
         model=_with_text(base.model, dropout=0.4),
-        init=InitConfig(),
+        init=InitConfig(needs="weights"),
         augment=AugmentConfig(),
         loss=replace(base.loss, concept=0.0, segmentation=0.0, auxiliary=0.0, caption=1.0),
         optim=replace(

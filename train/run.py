@@ -46,7 +46,7 @@ from tap_engine.train.held_out_data import open_measured
 from tap_engine.train.objective import Objective
 from tap_engine.train.optim import OptimConfig, make_optimizer, rate_factor, update_ema
 from tap_engine.train.run_log import RunLog
-from tap_engine.train.start import concept_table_of, initial_model, tokenizer_of
+from tap_engine.train.start import check_start, concept_table_of, initial_model, tokenizer_of
 
 
 @dataclass(slots=True, kw_only=True)
@@ -243,6 +243,7 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
         torch.set_num_threads(config.train.threads)
     process = distributed.start(config.train.device)
     torch.backends.cuda.matmul.allow_tf32 = config.train.allow_tf32
+    torch.backends.cudnn.allow_tf32 = config.train.allow_tf32
     share = Share(
         images=config.train.images,
         accumulate=config.train.accumulate(process.world),
@@ -251,6 +252,8 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
     )
     checkpoint = distributed.from_main(lambda: find_checkpoint(folder, resume))
     before = read_state(checkpoint) if checkpoint is not None else None
+    if checkpoint is None:
+        check_start(config)
     versions = before["stream"]["versions"] if before else None
     # One process finds out where units lie; the others are told.
     tokenizer = tokenizer_of(config, checkpoint)
@@ -319,7 +322,7 @@ def sample_config(config: TrainConfig, tokenizer: TextTokenizer | None = None) -
         regions=max(config.prompts.per_image, pooled),
         prompted=config.prompts.per_image,
         soft_masks=config.stream.soft_masks,
-        fill_rgb=tuple(int(v) for v in reversed(config.model.pixel_mean)),  # type: ignore[arg-type]
+        fill_rgb=config.model.fill_rgb,
         columns=config.loss.columns,
         augment=config.augment,
         seed=config.train.seed,
@@ -329,9 +332,11 @@ def sample_config(config: TrainConfig, tokenizer: TextTokenizer | None = None) -
 
 
 def freeze(objective: Objective, optim: OptimConfig) -> None:
-    """No gradients for what has a rate factor of 0."""
+    """No gradients for what has a rate factor of 0, nor for what no loss depends on."""
+    unused = objective.unused()
     for name, parameter in objective.named_parameters():
-        parameter.requires_grad_(rate_factor(name, optim.rate_factors) > 0)
+        trained = rate_factor(name, optim.rate_factors) > 0
+        parameter.requires_grad_(trained and not name.startswith(unused))
 
 
 def write_manifest(run: Run, notes: list[str]) -> None:

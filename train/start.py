@@ -14,9 +14,48 @@ from tap_engine.model.tap import TapModel
 from tap_engine.model.text_tokenizer import FILE_NAMES as TOKENIZER_FILES
 from tap_engine.model.text_tokenizer import TextTokenizer, load_tokenizer
 from tap_engine.schemas.errors import CheckpointError, ConfigError
+from tap_engine.schemas.shipped import SAMPLE, sample_teacher_weights
 from tap_engine.train.checkpoint import model_folder
 from tap_engine.train.concepts import ConceptSpace
 from tap_engine.train.config import TrainConfig
+
+
+def check_start(config: TrainConfig) -> None:
+    """Refuses a new run of a recipe that goes on from weights, if none are given.
+
+    Raises:
+        ConfigError: names the settings that give some.
+    """
+    init = config.init
+    given = init.weights or init.random or (init.needs == "mae" and init.mae)
+    if not init.needs or given:
+        return
+    what = {
+        "weights": (
+            "goes on from trained weights: --set init.weights=RUN (a run or checkpoint folder)"
+        ),
+        "mae": (
+            "starts its image encoder from a MAE checkpoint: --set init.mae=FILE, or --set "
+            "init.weights=RUN for all weights"
+        ),
+    }[init.needs]
+    raise ConfigError(
+        f"recipe {config.recipe} {what}; if a start at random is meant, --set init.random=true"
+    )
+
+
+def trunk_file(name: str) -> Path:
+    """The file that `init.trunk` names; "sample" is the shipped teacher if no file has that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    path = Path(name)
+    if name == SAMPLE and not path.is_file():
+        return sample_teacher_weights()
+    if not path.is_file():
+        raise ConfigError(f"init.trunk: no file {name!r}; expected a .safetensors, or {SAMPLE}")
+    return path
 
 
 def initial_model(
@@ -44,7 +83,7 @@ def initial_model(
             raise ConfigError("init.trunk is for the convolutional encoder (model tiny)")
         tower = {
             name.removeprefix("visual."): value.float()
-            for name, value in load_file(init.trunk).items()
+            for name, value in load_file(trunk_file(init.trunk)).items()
             if name.startswith("visual.")
         }
         encoder.load_trunk(tower)

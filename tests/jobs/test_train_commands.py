@@ -84,12 +84,19 @@ def test_dry_run_prints_the_settings_and_touches_nothing(tmp_path):
     assert not (tmp_path / "r").exists()
 
 
+def test_a_path_may_have_a_comma(tmp_path):
+    args = ["--store", "/data/a,b", "--store", "s3://bucket/c", "--dry-run"]
+    code, text = call("run", "--recipe", "smoke", "--out", str(tmp_path / "r"), *args)
+    assert code == 0 and json.loads(text)["stream"]["stores"] == ["/data/a,b", "s3://bucket/c"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--set", "optim.wramup_steps=3"], "close: optim.warmup_steps"),
         (["--set", "init.trunk="], "no store to train on"),
         (["--set", "init.trunk=", "--store", "nowhere"], "no readable table"),
+        (["--set", "init.needs=weights"], "--set init.weights=RUN"),
     ],
 )
 def test_mistakes_are_one_line(args, message, tmp_path):

@@ -64,3 +64,12 @@ def test_wrong_files_say_what_was_expected(tmp_path) -> None:
         load_vocabulary(str(tmp_path / "x.json"))
     with pytest.raises(SchemaError, match="'cat' twice"):
         Vocabulary("v", ("cat", "dog", "cat"))
+
+
+def test_more_names_than_ids_are_refused(tmp_path) -> None:
+    # Ids are stored in 16 bits; 22,000 classes and more fit, WordNet does not.
+    assert len(Vocabulary("most", tuple(f"name {k}" for k in range(65_536)))) == 65_536
+    path = tmp_path / "wordnet.txt"
+    path.write_text("\n".join(f"name {k}" for k in range(65_537)))
+    with pytest.raises(SchemaError, match=r"65,537 concepts; a store holds at most 65,536"):
+        load_vocabulary(str(path))

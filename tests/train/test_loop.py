@@ -131,6 +131,22 @@ def test_two_processes_train_like_one(store, tmp_path):
             torch.testing.assert_close(theirs[key], ours[key], atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("off", ["concept", "segmentation"])
+def test_two_processes_train_without_concepts_or_masks(store, tmp_path, off):
+    settings = ("train.batch=4", "train.steps=3", f"loss.{off}=0", "loss.auxiliary=0")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
+    program = ["-m", "tap_engine.jobs.train_cli", *arguments(store, tmp_path / "two", *settings)]
+    subprocess.run(
+        [*launch, *program],
+        env=ENVIRONMENT,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        timeout=240,
+    )
+    assert list(losses(tmp_path / "two")) == [1, 2, 3]
+
+
 def test_accumulated_passes_sum_to_the_loss_of_one(store, tmp_path):
     # Same images, other split into passes; batch statistics differ, so the encoder has none.
     found = {}
