@@ -1,13 +1,15 @@
 """Commands of TAPv2-Chat: conversation files into a store; talk about a picture."""
 
+import json
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tap_engine.jobs.options import BUILD, StorageOption
-from tap_engine.jobs.output import FAILED, command_errors, parse_pairs
+from tap_engine.jobs.output import EVALUATE, FAILED, command_errors, parse_pairs
 
 
 def register_data(app: typer.Typer) -> None:
@@ -37,8 +39,6 @@ def import_conversations(
     Example: tap-data import-conversations llava_v1_5_mix665k.json --images images --out chat
     """
     with command_errors():
-        from pathlib import Path
-
         from tap_engine.pipeline.conversations.images import ImageFolder, Images, ImageStore
         from tap_engine.pipeline.conversations.importing import import_conversations as run
         from tap_engine.pipeline.sources.filesystem import absolute_uri
@@ -127,3 +127,49 @@ def _typed() -> Iterator[str]:
         if not question:
             return
         yield question
+
+
+def register_training(app: typer.Typer) -> None:
+    """Adds the evaluation half to `tap-train`."""
+    app.command("score-answers", rich_help_panel=EVALUATE)(score_answers)
+
+
+def score_answers(
+    benchmark: Annotated[str, typer.Argument(help="vqa-v2, textvqa, gqa, mmbench or seed-bench.")],
+    questions: Annotated[
+        Path, typer.Argument(help="The benchmark's own file; with people's answers, where it has.")
+    ],
+    answers: Annotated[
+        Path, typer.Argument(help="The model's answers: json lines with question_id and text.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Also write the official result file, .json or .jsonl.")
+    ] = None,
+    details: Annotated[
+        bool, typer.Option("--details", help="Print single questions as well.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Score answers to questions about images by the benchmark's official rules, in percent.
+
+    Example: tap-train score-answers gqa testdev_balanced_questions.json answers.jsonl
+    """
+    with command_errors():
+        from tap_engine.train.evaluation.answers.benchmarks import (
+            score_answers as run,
+        )
+        from tap_engine.train.evaluation.answers.benchmarks import (
+            write_result_file,
+        )
+
+        scores, rows = run(benchmark, questions, answers)
+        if not details:
+            single = ("question/", "circular_hit/")
+            scores = {k: v for k, v in scores.items() if not k.startswith(single)}
+        if out is not None:
+            write_result_file(out, rows)
+        if as_json:
+            typer.echo(json.dumps(scores))
+            return
+        for name, value in scores.items():
+            typer.echo(f"{name:<40}  {value:10.4f}")
