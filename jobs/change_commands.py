@@ -76,11 +76,9 @@ def build_concepts(
     A store's own `concepts` table is written by build-semantic and replaced by reproject.
     """
     with command_errors():
-        from tap_engine.pipeline.concepts import (
-            SOURCE_TEMPLATES,
-            embed_concepts,
-            write_official_weights,
-        )
+        from tap_engine.model.concepts import ConceptTable
+        from tap_engine.model.official_weights import write_official_concepts
+        from tap_engine.pipeline.concepts import SOURCE_TEMPLATES, embed_concepts
         from tap_engine.pipeline.teacher import Teacher
         from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
 
@@ -90,8 +88,8 @@ def build_concepts(
         )
         model = Teacher(config)
         templates = tuple(template or SOURCE_TEMPLATES)
-        embeddings = embed_concepts(model, words.names, templates).numpy()
-        write_official_weights(out, embeddings, words.names, model.info.logit_scale)
+        embeddings = embed_concepts(model, words.names, templates)
+        write_official_concepts(out, ConceptTable(words.names, embeddings, model.info.logit_scale))
         typer.echo(
             f"wrote {len(words):,} concepts x {embeddings.shape[1]} of {words.name!r}, templates "
             f"{list(templates)}, logit scale {model.info.logit_scale:.2f} to {out}"

@@ -4,10 +4,8 @@ The formula itself lives in model/concept_projector.py. Columns are computed fro
 embedding that is stored, so that `reproject` gives the same bits.
 """
 
-import pickle
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -116,11 +114,3 @@ def fixed_size_lists(values: npt.NDArray[np.generic], type_: pa.DataType) -> pa.
     """[N, K] array -> fixed_size_list<type_>[K] of N rows, without a copy where layouts allow."""
     flat = np.ascontiguousarray(values).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat, type_), values.shape[1])
-
-
-def write_official_weights(
-    path: str | Path, embeddings: npt.NDArray[np.float32], names: Sequence[str], logit_scale: float
-) -> None:
-    """Write unit embeddings [C, D] in the official form, columns times the logit scale."""
-    weights = np.ascontiguousarray(embeddings.T * np.float32(logit_scale), np.float32)
-    Path(path).write_bytes(pickle.dumps([weights, list(names)], protocol=4))

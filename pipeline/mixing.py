@@ -241,11 +241,11 @@ def report_lines(mixture: Mixture, config: MixConfig) -> Iterator[str]:
     for name, pool in mixture.pools.items():
         regions = sum(part.regions for part in mixture.parts if part.source == name)
         times = regions / pool.total if pool.total else 0.0
-        held_out = f"; {pool.held_out:,} images of {' and '.join(HELD_OUT)} left out"
-        yield (
-            f"{name}: {regions:,} regions in all subsets, {times:.1%} of its {pool.total:,}"
-            + held_out * bool(pool.held_out)
-        )
+        held_out = ""
+        if pool.held_out:
+            held_out = f"; {pool.held_out:,} images of {' and '.join(HELD_OUT)} left out"
+        used = f"{regions:,} regions in all subsets, {times:.1%} of its {pool.total:,}"
+        yield f"{name}: {used}{held_out}"
 
 
 class _Draw:

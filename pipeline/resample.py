@@ -9,9 +9,6 @@ leaves out is not computed. Scratch is some per cent of the window.
 
 The arithmetic is Pillow's for 8-bit images: float64 weights rounded to 22-bit fixed point,
 horizontal before vertical, the picture between them rounded to 8 bits.
-
-numba keeps the compiled code on disk and looks for changes in this file only: after a change in
-simd.py touch this one too.
 """
 
 from typing import NamedTuple
@@ -20,7 +17,17 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from tap_engine.pipeline.simd import FIXED_BITS, PAD, copy, transpose, weigh
+from tap_engine.pipeline.simd import FIXED_BITS, PAD, copy, source_digest, transpose, weigh
+
+_SIMD = "0000ab116b54658a"
+"""Digest of simd.py. numba keeps compiled code on disk and looks for changes in this file only;
+this line is what changes here when something changes there."""
+
+if (_found := source_digest()) != _SIMD:
+    raise ImportError(
+        f"pipeline/simd.py has changed, and numba would go on running what it compiled before: set "
+        f"_SIMD in pipeline/resample.py to {_found!r}"
+    )
 
 BICUBIC, BILINEAR = 0, 1
 
@@ -124,6 +131,7 @@ def _pass_1(pixels, size_hw, mask, left, top, width, height, window_x, scratch):
     loaded, cursor, start = np.int64(0), np.int64(0), np.int64(0)
     for x in range(0, size, 4):
         group = min(4, size - x)
+        # Image columns that these four output columns need: fetch those that are not in the ring.
         first = max(bounds[x, 0] - window_x, 0)
         last = min(bounds[x + group - 1, 0] + bounds[x + group - 1, 1] - window_x, width)
         while loaded < last:
@@ -142,6 +150,7 @@ def _pass_1(pixels, size_hw, mask, left, top, width, height, window_x, scratch):
                 blank,
             )
             loaded += _BLOCK
+        # Rows in which the mask shows anything of them; all else stays fill.
         low, high = height, 0
         for column in range(first, last):
             low = min(low, spans[column % ring, 0])
@@ -150,6 +159,7 @@ def _pass_1(pixels, size_hw, mask, left, top, width, height, window_x, scratch):
             continue
         for i in range(group):
             first, count = bounds[x + i, 0] - window_x, bounds[x + i, 1]
+            # Columns off the window, and empty ones, are the line of fill.
             for k in range(count):
                 column = first + k
                 seen = 0 <= column < width and spans[column % ring, 1] > 0
@@ -164,6 +174,7 @@ def _pass_1(pixels, size_hw, mask, left, top, width, height, window_x, scratch):
                 lines + i * column_step + low * 3,
                 rest,
             )
+        # Columns lie in memory one after the other; pass 2 wants rows.
         target = rows + low * row_step + x * 3
         transpose(lines + low * 3, column_step, target, row_step, group, high - low)
         x_low, x_high = min(x_low, x), x + group
@@ -208,6 +219,7 @@ def _fetch(pixels, size_hw, mask, cursor, start, x, top, height, spans, columns,
     # Image columns x.., one for each of `spans`, to address `columns`, fill where the mask is 0;
     # spans tell from which to which row the mask is not 0. `cursor` is a run that begins at or
     # before column x, `start` its first pixel; returns both for the next block.
+    # First look only where the mask shows something, so that empty blocks cost nothing.
     low, high = height, 0
     at, begin = cursor, start
     for i in range(spans.shape[0]):
@@ -225,6 +237,7 @@ def _fetch(pixels, size_hw, mask, cursor, start, x, top, height, spans, columns,
         low, high = min(low, spans[i, 0]), max(high, spans[i, 1])
     if low >= high:
         return at, begin
+    # Then fetch the rows in between as they are, and write fill over what the mask leaves out.
     row_step, column_step = size_hw[1] * 3, height * 3
     source, target = pixels + (top + low) * row_step + x * 3, columns + low * 3
     transpose(source, row_step, target, column_step, high - low, spans.shape[0])

@@ -1,11 +1,34 @@
 """Three primitives on raw memory that numba cannot write well itself, as LLVM vector code.
 
-LLVM turns the vectors below into whatever the machine has: SSE, AVX2, AVX-512 or NEON. Places
-are addresses, plain integers, since handing five arrays to a function costs numba more reference
-counting than the function's own work here. So nothing checks bounds and nothing is kept alive:
-the only caller, resample.py, holds the arrays and gives each PAD spare bytes.
+Why it is here: crops must not keep a teacher waiting (docs/decisions/0080-own-resize.md). Resizing
+is a weighted sum of whole lines of bytes, and pixels of three bytes that change places. numba's own
+loops over three-byte pixels are seven times slower than the vectors below.
+
+What is in it:
+    weigh       one line as the weighted sum of others; a resize is this, twice
+    transpose   rows become columns, so that both passes of a resize are sums of lines
+    copy        bytes from place to place
+
+How it works: an `intrinsic` is a function whose body is written as LLVM instructions instead of
+Python. numba calls `generate` while it compiles the caller and puts the instructions in its place.
+A vector type (`ir.VectorType`) is a fixed number of equal values in one register; LLVM turns it
+into whatever the machine has: SSE, AVX2, AVX-512 or NEON. So there is one source for all
+processors, and no instruction of a certain one in it.
+
+What to know before changing it:
+- Places are addresses, plain integers, since handing five arrays to a function costs numba more
+  reference counting than the function's own work here. Nothing checks bounds and nothing is kept
+  alive. The only caller, resample.py, holds the arrays and gives each of them PAD spare bytes; an
+  import contract keeps it the only one.
+- `_weigh_pad` reads PAD bytes beyond the end of a line in its last step and writes them to `rest`.
+- numba keeps compiled code on disk and notices changes of the file that calls, not of this one. So
+  resample.py names the digest of this file and refuses another: a change here always changes a line
+  there, and nothing stale is run.
+- tests/pipeline/test_crop.py compares the result with Pillow to the last bit.
 """
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numba
@@ -18,6 +41,12 @@ FIXED_BITS = 22
 
 PAD = 64
 """Bytes that `weigh` takes at a time, and may read beyond the end of a line."""
+
+
+def source_digest() -> str:
+    """16 hex digits of this file's text."""
+    return hashlib.sha256(Path(__file__).read_text("utf-8").encode()).hexdigest()[:16]
+
 
 intrinsic: Any = numba_intrinsic  # its type forgets that the first argument is numba's own
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)

@@ -1,9 +1,14 @@
 import dataclasses
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from tap_engine.pipeline import resample
 from tap_engine.pipeline.crop import crop_regions, decode_image
 from tap_engine.schemas import rle
 from tap_engine.schemas.errors import ConfigError, SchemaError
@@ -344,3 +350,22 @@ def test_a_damaged_jpeg_is_refused_or_is_a_picture(seed: int, flips: int) -> Non
         return
     assert image.ndim == 3
     assert image.shape[2] == 3
+
+
+def test_changed_vector_code_never_meets_old_machine_code(tmp_path) -> None:
+    """numba looks for changes in the calling file alone, so that one names the other's digest."""
+    package = tmp_path / "tap_engine" / "pipeline"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    for name in ("simd.py", "resample.py"):
+        shutil.copy(Path(resample.__file__).with_name(name), package)
+
+    def load() -> str:
+        command = [sys.executable, "-c", "import tap_engine.pipeline.resample"]
+        found = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "c")}
+        return subprocess.run(command, env=found, capture_output=True, text=True).stderr
+
+    assert not load()
+    (package / "simd.py").write_text((package / "simd.py").read_text() + "# changed\n")
+    assert "pipeline/simd.py has changed" in load()
