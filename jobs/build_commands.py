@@ -1,6 +1,7 @@
 """Commands of `tap-data` that crop, embed and write: build-semantic, and the recipes of builds."""
 
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -24,6 +25,12 @@ from tap_engine.jobs.options import (
     build_config,
 )
 from tap_engine.jobs.output import FAILED, REJECTS_ABOVE_LIMIT, command_errors
+from tap_engine.jobs.source_commands import (
+    PHOTOS_HELP,
+    SOURCE_HELP,
+    open_source,
+    source_vocabulary,
+)
 
 if TYPE_CHECKING:
     from tap_engine.pipeline.summary import BuildSummary
@@ -37,14 +44,14 @@ def register(app: typer.Typer) -> None:
 
 def build_semantic(
     sources: Annotated[
-        list[str], typer.Argument(help="SA-1B tars, folders of tars or of sa_N.jpg; paths or URIs.")
+        list[str],
+        typer.Argument(help="SA-1B tars, folders of tars or of sa_N.jpg; or own photos' folder."),
     ],
     out: OutOption,
     recipe: Annotated[str, typer.Option(help="See `tap-data recipes`.")] = "semantic-sa1b",
     set_: SetOption = None,
-    source: Annotated[
-        str | None, typer.Option(help="Source name in the keys: sa1b by default, or sample.")
-    ] = None,
+    source: Annotated[str, typer.Option(help=SOURCE_HELP)] = "sa1b",
+    photos: Annotated[str, typer.Option(help=PHOTOS_HELP)] = "as-is",
     teacher: TeacherOption = None,
     pretrained: PretrainedOption = None,
     vocabulary: VocabularyOption = None,
@@ -67,8 +74,8 @@ def build_semantic(
     with command_errors():
         from tap_engine.jobs.cluster import ray_session
         from tap_engine.jobs.output import print_estimate
-        from tap_engine.pipeline.sources.sa1b import Sa1bSource
 
+        opened = open_source(sources, source, photos)
         config = build_config(
             recipe,
             out,
@@ -82,16 +89,17 @@ def build_semantic(
             device=device,
             download=download,
         )
-        images = Sa1bSource(sources, source) if source else Sa1bSource(sources)
+        if config.vocabulary == "source":
+            config = replace(config, vocabulary=source_vocabulary(opened))
         if dry_run:
             from tap_engine.pipeline.estimate import estimate
 
-            print_estimate(estimate(images, config, typer.echo), out)
+            print_estimate(estimate(opened, config, typer.echo), out)
             return
         with ray_session(ray_address, cpus, ray_wheel):
             from tap_engine.pipeline.build import build
 
-            summary = build(images, config, say=typer.echo)
+            summary = build(opened, config, say=typer.echo)
         finish(summary, out, config.max_reject_share)
 
 
@@ -114,10 +122,10 @@ def recipes(
 
 def finish(summary: "BuildSummary", out: str, max_reject_share: float) -> None:
     """Print what a build did, and leave with its exit code."""
-    from tap_engine.jobs.output import print_build_summary, print_left_out
+    from tap_engine.jobs.output import print_build_summary, print_left_out, print_nothing_built
 
     print_build_summary(summary, out)
-    if summary.failed:
+    if summary.failed or print_nothing_built(summary):
         sys.exit(FAILED)
     if print_left_out(summary, max_reject_share):
         sys.exit(REJECTS_ABOVE_LIMIT)

@@ -9,6 +9,7 @@ from tap_engine.jobs import (
     chat_commands,
     look_commands,
     sample_commands,
+    source_commands,
 )
 from tap_engine.jobs.output import add_version
 
@@ -19,7 +20,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 add_version(app)
-for commands in (build_commands, caption_commands, look_commands, change_commands, sample_commands):
+for commands in (
+    build_commands,
+    source_commands,
+    caption_commands,
+    look_commands,
+    change_commands,
+    sample_commands,
+):
     commands.register(app)
 chat_commands.register_data(app)
 

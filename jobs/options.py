@@ -39,7 +39,9 @@ TeacherOption = Annotated[
 PretrainedOption = Annotated[
     str | None, typer.Option(help="Weight tag or file of that model; 'none' for random ones.")
 ]
-VocabularyOption = Annotated[str | None, typer.Option(help="merged-2560, or a file of names.")]
+VocabularyOption = Annotated[
+    str | None, typer.Option(help="merged-2560, a file of names, or source: own labels.")
+]
 LimitOption = Annotated[
     int | None, typer.Option(help="Build at most this many images in all; 0 for everything.")
 ]

@@ -80,6 +80,20 @@ def print_build_summary(summary: "BuildSummary", out: str) -> None:
     typer.echo(f"next: tap-data verify {out}")
 
 
+def print_nothing_built(summary: "BuildSummary") -> bool:
+    """Whether the store holds no image at all; says so, as an empty store is of no use."""
+    if summary.images or summary.built_before:
+        return False
+    reasons = ", ".join(f"{count:,} {name}" for name, count in summary.rejects.most_common())
+    typer.echo(
+        f"nothing was built: the store holds no image ({reasons or 'the source is empty'}); "
+        "`tap-data check-source` lists why. Own photos with COCO-style json, masks or the like are "
+        "read by --source auto",
+        err=True,
+    )
+    return True
+
+
 def print_left_out(summary: "BuildSummary", limit: float) -> bool:
     """Whether more than `limit` was left out; says so."""
     if summary.reject_share <= limit:

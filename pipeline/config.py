@@ -15,7 +15,7 @@ from tap_engine.schemas.store_settings import (
     StoreSettings,
     TeacherInfo,
 )
-from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
+from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, Vocabulary, load_vocabulary
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,7 +80,7 @@ class BuildConfig:
         teacher: which model, and how it runs; None writes regions without embeddings and an
             empty `concepts` table.
         crop: how regions become crops.
-        vocabulary: a shipped name or a file.
+        vocabulary: a shipped name, a file, or the names themselves.
         source_templates, target_templates: prompts of the concept weights.
         concepts: "top:K", "full" or "none": what `regions` keeps of each distribution.
         limit: build at most this many images in all; 0 for everything.
@@ -94,7 +94,7 @@ class BuildConfig:
     out: str = ""
     teacher: TeacherConfig | None = field(default_factory=TeacherConfig)
     crop: CropOptions = field(default_factory=CropOptions)
-    vocabulary: str = DEFAULT_VOCABULARY
+    vocabulary: str | Vocabulary = DEFAULT_VOCABULARY
     source_templates: tuple[str, ...] = SOURCE_TEMPLATES
     target_templates: tuple[str, ...] = TARGET_TEMPLATES
     concepts: str = "top:64"
@@ -119,7 +119,9 @@ def build_settings(config: BuildConfig, source: Source, info: TeacherInfo | None
         source: where rows come from.
         info: of the loaded teacher; None without one.
     """
-    settings = StoreSettings(captioned=source.captioned, source=source.settings())
+    settings = StoreSettings(
+        captioned=source.captioned, labelled=source.labelled, source=source.settings()
+    )
     if info is None:
         return settings
     vocabulary = load_vocabulary(config.vocabulary)

@@ -31,9 +31,13 @@ _KERNELS = {"bicubic": resample.BICUBIC, "bilinear": resample.BILINEAR}
 def decode_image(jpeg: bytes) -> ImageRgb:
     """[H, W, 3] uint8 RGB of a JPEG, in its stored orientation (masks are drawn on that).
 
+    A PNG or WebP, as people's own photos may be, is decoded by Pillow.
+
     Raises:
-        SchemaError: not a JPEG, cut short, damaged beyond decoding, or above MAX_IMAGE_PX.
+        SchemaError: none of these, cut short, damaged beyond decoding, or above MAX_IMAGE_PX.
     """
+    if jpeg.startswith((b"\x89PNG", b"RIFF")):
+        return _decode_other(jpeg)
     height, width, channels, scan = _read_header(jpeg)
     if height * width > MAX_IMAGE_PX:
         raise SchemaError(f"JPEG of {width} x {height} px is above the limit of {MAX_IMAGE_PX} px")
@@ -53,6 +57,19 @@ def decode_image(jpeg: bytes) -> ImageRgb:
     if image is None or image.shape != (height, width, 3):
         raise SchemaError(f"JPEG of {width} x {height} px cannot be decoded")
     return image  # type: ignore[return-value]
+
+
+def _decode_other(data: bytes) -> ImageRgb:
+    try:
+        with Image.open(io.BytesIO(data), formats=("PNG", "WEBP")) as image:
+            if image.width * image.height > MAX_IMAGE_PX:
+                raise SchemaError(
+                    f"image of {image.width} x {image.height} px is above the limit of "
+                    f"{MAX_IMAGE_PX} px"
+                )
+            return np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise SchemaError(f"image is damaged or cut short: {error}") from error
 
 
 def crop_regions(

@@ -67,7 +67,12 @@ def open_store(
             say("WARNING: the teacher has random weights; embeddings and concepts mean nothing")
     settings = build_settings(config, source, info)
     provenance = settings.provenance(software())
-    regions = regions_schema(settings.embed_dim, settings.top_k, captioned=source.captioned)
+    regions = regions_schema(
+        settings.embed_dim,
+        settings.top_k,
+        captioned=source.captioned,
+        labelled=source.labelled,
+    )
     # `images` last: its presence says that the others are there.
     content = {
         CONCEPTS: concepts,

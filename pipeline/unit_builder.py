@@ -130,6 +130,7 @@ class UnitBuilder:
             teacher.info.embed_dim if teacher else 0,
             packer.top_k if packer else 0,
             captioned=source.captioned,
+            labelled=source.labelled,
         )
 
     def __call__(self, unit: Unit) -> UnitResult:

@@ -110,6 +110,8 @@ class UnitRows:
             *derived,
             pa.array([region.caption for region in regions], pa.string()),
         ]
+        if self._source.labelled:
+            columns.append(pa.array([region.label for region in regions], pa.string()))
         if self._source.captioned:
             columns.append(pa.array([region.caption_raw for region in regions], pa.string()))
             columns.append(pa.array([record.split] * count, pa.string()))

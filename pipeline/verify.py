@@ -106,10 +106,11 @@ def _check_schemas(
     report.add("all tables have one provenance", "; ".join(sorted(differing)) or None)
     settings = StoreSettings.of(provenance[tables.REGIONS])
     dim, top_k, captioned = settings.embed_dim, settings.top_k, settings.captioned
+    labelled = settings.labelled
     problem = None
     try:
         of_images = tables.images_schema(captioned=captioned)
-        of_regions = tables.regions_schema(dim, top_k, captioned=captioned)
+        of_regions = tables.regions_schema(dim, top_k, captioned=captioned, labelled=labelled)
         without_jpeg = [f for f in of_images if f.name != "jpeg"]
         tables.check_columns(images.schema, pa.schema(without_jpeg), tables.IMAGES)
         tables.check_columns(regions.schema, of_regions, tables.REGIONS)
@@ -301,10 +302,10 @@ def _check_jpegs(images: lance.LanceDataset, sample: int, report: VerifyReport) 
     damaged = [
         place
         for place, jpeg in zip(places, blob_bytes(images, "jpeg", places), strict=True)
-        if not jpeg.startswith(b"\xff\xd8")
+        if not jpeg.startswith((b"\xff\xd8", b"\x89PNG", b"RIFF"))
     ]
     report.add(
-        f"{len(places)} sampled image files are JPEGs",
+        f"{len(places)} sampled image files are JPEG, PNG or WebP",
         f"row {damaged[0]} is not, and {len(damaged) - 1} more" if damaged else None,
     )
 

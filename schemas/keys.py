@@ -1,6 +1,7 @@
 """Int64 ids: where a row comes from is readable from its key alone.
 
-    image_id   = source code (4 bits) << 43 | the source's own image number (43 bits)
+    image_id   = source code (4 bits) << 43 | the source's own image number (43 bits; of `photos`,
+                 a person's own, a hash of the path under their folder)
     region key = image_id << 16 | ordinal of the region within its image
     unit id    = 63-bit hash of the shard's name and size and of the images in the unit
 
@@ -16,7 +17,15 @@ import numpy.typing as npt
 
 from tap_engine.schemas.errors import SchemaError
 
-SOURCES: dict[str, int] = {"sa1b": 0, "vg": 1, "coco": 2, "sample": 3, "lvis": 4, "refcocog": 5}
+SOURCES: dict[str, int] = {
+    "sa1b": 0,
+    "vg": 1,
+    "coco": 2,
+    "sample": 3,
+    "lvis": 4,
+    "refcocog": 5,
+    "photos": 6,
+}
 """Source name -> 4-bit code. Codes are in stored keys: append, never renumber."""
 
 SOURCE_ID_BITS = 43

@@ -38,12 +38,15 @@ class Reason(StrEnum):
     BOX_EMPTY = "box_empty"
     BOX_OUTSIDE = "box_outside"
     CAPTION_EMPTY = "caption_empty"
+    SHAPE_UNREADABLE = "shape_unreadable"
     EMBEDDING_NOT_FINITE = "embedding_not_finite"
     UNIT_EMPTY = "unit_empty"
+    NOTE = "note"
 
 
-BOOKKEEPING = frozenset({Reason.UNIT_EMPTY})
-"""Rows that mark a finished unit without images; they are not counted as losses."""
+BOOKKEEPING = frozenset({Reason.UNIT_EMPTY, Reason.NOTE})
+"""Rows that mark a finished unit without images, or say what was decided about a thing that was
+kept; they are not counted as losses."""
 
 HALF_PAIRS = frozenset({Reason.ANNOTATIONS_MISSING, Reason.IMAGE_MISSING})
 """When the other half appears later, the image is built after all and the row removed."""

@@ -6,13 +6,16 @@ crops decode a window and training decodes at the resolution it needs. The kerne
 GIL and never read or write out of bounds: `runs` refuses what is not a mask of the stated size.
 """
 
-from typing import cast
+import json
+from collections.abc import Sequence
+from typing import Any, cast
 
 import numba
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
+from tap_engine.schemas import polygons
 from tap_engine.schemas.errors import SchemaError
 
 Runs = npt.NDArray[np.int64]
@@ -20,9 +23,6 @@ SizeHw = tuple[int, int]
 
 _MAX_CHARS = 7
 """A run is at most 35 bits long in the compressed form; longer is garbage."""
-
-_POLYGON_REACH = 10
-"""Longer sides of the image that a polygon may reach out; people draw a little beyond the edge."""
 
 
 def runs(counts: bytes | str, size_hw: SizeHw) -> Runs:
@@ -111,73 +111,107 @@ def encode(mask: npt.NDArray[np.generic]) -> bytes:
     return cast(bytes, encoded["counts"])
 
 
-def from_coco(segmentation: object, size_hw: SizeHw) -> bytes:
-    """Compressed counts of any of COCO's three mask forms, as pycocotools makes them.
+def from_coco(segmentation: Any, size_hw: SizeHw) -> bytes:
+    """Compressed counts of any of COCO's three mask forms; the one reader of them.
 
+    Polygons are filled as pycocotools fills them (polygons.py has the forms that are read). Run
+    lengths may be compressed text or bytes, or a list; a list of such masks is their union.
     Everything is checked before the library sees it: it loops for ever over counts that are cut
     off, and allocates along the edges of a polygon, however far they reach.
 
     Args:
-        segmentation: polygons [[x, y, ...], ...], or {"counts": list, bytes or text}.
-        size_hw: the image's size, px; a mask that states another is refused.
+        segmentation: polygons [[x, y, ...], ...], or {"size": [h, w], "counts": list or text}.
+        size_hw: the image's size, px; a mask that states another is refused, none is the image's.
 
     Raises:
-        SchemaError: none of the three forms, of another size, or no mask of this size.
+        SchemaError: none of the forms, of another size, or runs that are no mask of this size.
     """
-    height, width = size_hw
-    if isinstance(segmentation, list):
-        _check_polygons(segmentation, size_hw)
-        parts = coco_mask.frPyObjects(segmentation, height, width)
-        return cast(bytes, coco_mask.merge(parts)["counts"])
-    if not isinstance(segmentation, dict) or "counts" not in segmentation:
+    if isinstance(segmentation, str) and segmentation.lstrip()[:1] in ("{", "["):
+        try:
+            segmentation = json.loads(segmentation)
+        except ValueError as error:
+            raise SchemaError(
+                f"expected a mask, found text that is no json: {segmentation[:40]!r}"
+            ) from error
+    if isinstance(segmentation, dict):
+        return _from_counts(segmentation, size_hw)
+    if isinstance(segmentation, list) and segmentation:
+        if all(isinstance(part, dict) for part in segmentation):
+            return union([_from_counts(part, size_hw) for part in segmentation], size_hw)
+        return polygons.fill(polygons.outlines(segmentation), size_hw)
+    raise SchemaError(
+        "expected a mask as polygons or as RLE `counts`, found "
+        + ("an empty list" if segmentation == [] else polygons.kind(segmentation))
+    )
+
+
+def union(masks: Sequence[bytes], size_hw: SizeHw) -> bytes:
+    """Compressed counts of the union of masks that `runs` has accepted for this size."""
+    if len(masks) == 1:
+        return masks[0]
+    joined = coco_mask.merge([{"size": list(size_hw), "counts": mask} for mask in masks])
+    return cast(bytes, joined["counts"])
+
+
+def stated_size(segmentation: object) -> SizeHw | None:
+    """(height, width) that a run-length mask states; None for polygons and where it states none.
+
+    Raises:
+        SchemaError: a size that is no two whole numbers.
+    """
+    if isinstance(segmentation, list) and segmentation:
+        segmentation = segmentation[0]
+    if not isinstance(segmentation, dict) or segmentation.get("size") is None:
+        return None
+    size = segmentation["size"]
+    if not isinstance(size, list | tuple) or len(size) != 2:
+        raise SchemaError(f"expected the mask's `size` as [height, width], found {size!r:.60}")
+    height, width = (polygons.number(side) for side in size)
+    if height != int(height) or width != int(width):
+        raise SchemaError(f"expected the mask's `size` in whole pixels, found {size!r:.60}")
+    return int(height), int(width)
+
+
+def _from_counts(segmentation: dict[str, Any], size_hw: SizeHw) -> bytes:
+    if "counts" not in segmentation:
+        found = ", ".join(map(str, segmentation))[:60] or "nothing"
+        raise SchemaError(f"expected a mask as polygons or as RLE `counts`, found {found}")
+    stated = stated_size(segmentation)
+    if stated is not None and stated != tuple(size_hw):
         raise SchemaError(
-            f"expected a mask as polygons or as RLE `counts`, found {type(segmentation).__name__}"
+            f"mask of size {list(stated)} for an image of {list(size_hw)} (height, width)"
         )
-    size = segmentation.get("size", list(size_hw))
-    if not isinstance(size, list | tuple) or list(size) != list(size_hw):
-        raise SchemaError(f"mask of size {size} for an image of {list(size_hw)} (height, width)")
     counts = segmentation["counts"]
     if isinstance(counts, list):
-        _check_runs(counts, size_hw)
-        whole = coco_mask.frPyObjects({"counts": counts, "size": list(size_hw)}, height, width)
-        return cast(bytes, whole["counts"])
+        return _pack(counts, size_hw)
+    if isinstance(counts, str) and counts[:2] in ("b'", 'b"'):
+        raise SchemaError("the RLE counts begin with b': Python's bytes were written as text")
     if not isinstance(counts, str | bytes):
-        raise SchemaError(f"RLE `counts` are {type(counts).__name__}, expected a list or a text")
-    runs(counts, size_hw)
-    return counts.encode("ascii") if isinstance(counts, str) else counts
-
-
-def _check_polygons(polygons: list[object], size_hw: SizeHw) -> None:
-    reach = _POLYGON_REACH * max(size_hw)
-    if not polygons:
-        raise SchemaError("a mask of no polygon")
-    for number, points in enumerate(polygons):
-        if not isinstance(points, list | tuple) or len(points) < 6 or len(points) % 2:
-            found = f"{len(points)} numbers" if isinstance(points, list) else repr(points)[:50]
-            raise SchemaError(f"polygon {number}: expected x, y of 3 points or more, found {found}")
-        for value in points:
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise SchemaError(f"polygon {number}: {value!r:.50} is no coordinate")
-            if not -reach <= value <= reach:
-                raise SchemaError(
-                    f"polygon {number}: coordinate {value!r:.30} lies far outside of an image of "
-                    f"{size_hw[1]} x {size_hw[0]}"
-                )
-
-
-def _check_runs(counts: list[object], size_hw: SizeHw) -> None:
-    total = 0
-    for number, count in enumerate(counts):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-            raise SchemaError(
-                f"RLE count {number} is {count!r:.50}, expected a whole number from 0"
-            )
-        total += count
-    if total != size_hw[0] * size_hw[1]:
         raise SchemaError(
-            f"RLE runs sum to {total}, expected {size_hw[0]} x {size_hw[1]} = "
-            f"{size_hw[0] * size_hw[1]}"
+            f"expected RLE counts as text or as a list, found {polygons.kind(counts)}"
         )
+    text = counts.encode("ascii", "replace") if isinstance(counts, str) else bytes(counts)
+    if not text:
+        raise SchemaError("the RLE counts are empty: they sum to 0")
+    runs(text, size_hw)
+    return text
+
+
+def _pack(counts: Sequence[object], size_hw: SizeHw) -> bytes:
+    """Compressed counts of a plain list of run lengths."""
+    lengths = [polygons.number(run) for run in counts]
+    if any(run != int(run) for run in lengths):
+        raise SchemaError("RLE runs must be whole pixels, found a fraction")
+    if any(run < 0 for run in lengths):
+        raise SchemaError(f"RLE runs must not be negative, found {int(min(lengths))}")
+    expected, total = size_hw[0] * size_hw[1], int(sum(lengths))
+    if total != expected:
+        raise SchemaError(
+            f"RLE runs sum to {total}, expected {size_hw[0]} x {size_hw[1]} = {expected}"
+        )
+    height, width = size_hw
+    whole = {"counts": [int(run) for run in lengths], "size": [height, width]}
+    return cast(bytes, coco_mask.frPyObjects(whole, height, width)["counts"])
 
 
 @numba.njit(cache=True, nogil=True)

@@ -93,6 +93,8 @@ def _parsed(text: str, kind: Any, name: str) -> Any:
         if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
             pairs = [part.rsplit(":", 1) for part in text.split(",") if part]
             return {key: _parsed(item, args[1], name) for key, item in pairs}
+        if origin is types.UnionType and str in args and type(None) not in args:
+            return text  # what else the field may hold is for Python
         if origin is types.UnionType and type(None) in args:
             if text.lower() == "none":
                 return None

@@ -115,6 +115,7 @@ class StoreSettings:
         target_templates: prompts of the concept weights of the teacher.
         top_k: how many concepts each region keeps; 0 for none.
         captioned: whether regions have captions and images a split.
+        labelled: whether regions have labels.
         source: what the data set says of itself: nested JSON values, empty for SA-1B.
         unknown: what a later version stored beside these, nested as it stands there.
     """
@@ -126,6 +127,7 @@ class StoreSettings:
     target_templates: tuple[str, ...] = ()
     top_k: int = 0
     captioned: bool = False
+    labelled: bool = False
     source: Mapping[str, Any] = field(default_factory=dict)
     unknown: Mapping[str, Any] = field(default_factory=dict)
 
@@ -145,6 +147,8 @@ class StoreSettings:
             content["target_templates"] = list(self.target_templates)
         if self.captioned:
             content["captioned"] = True
+        if self.labelled:
+            content["labelled"] = True
         if self.source:
             content["source"] = dict(self.source)
         return _merged(content, self.unknown)
@@ -174,6 +178,7 @@ class StoreSettings:
                 target_templates=tuple(content.get("target_templates", ())),
                 top_k=int(content.get("top_k", 0)),
                 captioned=bool(content.get("captioned", False)),
+                labelled=bool(content.get("labelled", False)),
                 source=dict(content.get("source", {})),
                 unknown=unknown,
             )

@@ -32,6 +32,8 @@ def _field(name: str, type_: pa.DataType, *, null: bool = False, unit: str = "")
 def images_schema(*, captioned: bool = False) -> pa.Schema:
     """One row per image; `jpeg` holds the file's own bytes (stored as a Lance blob).
 
+    A JPEG, or of a person's own photos a PNG or WebP (`--photos as-is`).
+
     Args:
         captioned: adds `split`, a word of SPLITS or null.
     """
@@ -48,13 +50,16 @@ def images_schema(*, captioned: bool = False) -> pa.Schema:
     return pa.schema(fields + [_field("split", pa.string(), null=True)] * captioned)
 
 
-def regions_schema(embedding_dim: int, top_k: int, *, captioned: bool = False) -> pa.Schema:
+def regions_schema(
+    embedding_dim: int, top_k: int, *, captioned: bool = False, labelled: bool = False
+) -> pa.Schema:
     """One row per mask or box.
 
     Args:
         embedding_dim: D, width of the teacher's embedding; 0 leaves the embedding out.
         top_k: K, how many concepts are kept; 0 leaves the concept columns out.
         captioned: adds `caption_raw` and `split`.
+        labelled: adds `label`, the source's own name of the region, null where it gives none.
 
     Columns that need explaining: `key` see keys.py; `rle` COCO compressed counts, null for
     boxes; `embedding` L2-normalised float16 [D]; `concept_ids` uint16 [K] most probable first;
@@ -79,6 +84,8 @@ def regions_schema(embedding_dim: int, top_k: int, *, captioned: bool = False) -
     if embedding_dim and top_k:
         fields += concept_fields(top_k)
     fields.append(_field("caption", pa.string(), null=True))
+    if labelled:
+        fields.append(_field("label", pa.string(), null=True))
     if captioned:
         fields.append(_field("caption_raw", pa.string(), null=True))
         fields.append(_field("split", pa.string(), null=True))

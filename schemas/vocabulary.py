@@ -135,8 +135,8 @@ def readable_names(labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(label.lower() for label in labels)
 
 
-def load_vocabulary(name_or_path: str) -> Vocabulary:
-    """A shipped vocabulary by name, or a user's file.
+def load_vocabulary(name_or_path: str | Vocabulary) -> Vocabulary:
+    """A shipped vocabulary by name, or a user's file; a vocabulary is itself.
 
     Files: `.txt`/`.tsv` with a name a line (label sets after a tab, `#` comments), or `.json`:
     a list of names, or COCO/LVIS annotations whose `categories` are taken in file order.
@@ -145,6 +145,8 @@ def load_vocabulary(name_or_path: str) -> Vocabulary:
         ConfigError: no such vocabulary or file.
         SchemaError: the file is of none of these forms.
     """
+    if isinstance(name_or_path, Vocabulary):
+        return name_or_path
     shipped = Path(__file__).parent / "vocabularies" / f"{name_or_path}.tsv"
     if "/" not in name_or_path and shipped.is_file():
         return _parse_lines(name_or_path, shipped.read_text("utf-8"))

@@ -95,6 +95,7 @@ class RegionRecord:
         predicted_iou, stability_score: as the source states them.
         caption: as cleaned by the source.
         caption_raw: as in the source's file.
+        label: the source's own name of it, as written there.
     """
 
     ordinal: int
@@ -107,6 +108,7 @@ class RegionRecord:
     stability_score: float | None = None
     caption: str | None = None
     caption_raw: str | None = None
+    label: str | None = None
 
 
 @dataclass(slots=True)
@@ -128,10 +130,12 @@ class Source(Protocol):
     Attributes:
         name: of schemas/keys.py; part of every key.
         captioned: whether its regions have captions and its images a split; decides columns.
+        labelled: whether its regions have labels; decides a column.
     """
 
     name: str
     captioned: bool
+    labelled: bool
 
     def prepare(self, index_folder: str | None, say: Say) -> None:
         """Read what all else depends on; may take minutes, so it is no part of the constructor.

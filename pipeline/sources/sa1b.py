@@ -33,6 +33,8 @@ _IMAGE_SUFFIXES = (".jpg", ".jpeg")
 _MAX_JSON = 1 << 28
 """256 MiB: SA-1B's largest are below 1 MiB; a wrong size must not exhaust memory."""
 
+_OWN_PHOTOS = "; own photos with COCO json, masks or the like are read by --source auto"
+
 
 class Sa1bSource:
     """Tars and folders in SA-1B's layout.
@@ -43,6 +45,7 @@ class Sa1bSource:
     """
 
     captioned = False
+    labelled = False
 
     def __init__(self, uris: list[str], name: str = "sa1b") -> None:
         self.uris = [absolute_uri(uri) for uri in uris]
@@ -242,7 +245,9 @@ def _expand(uri: str) -> Iterator[Shard]:
     info = filesystem.get_file_info(path)
     if info.is_file:
         if not path.endswith(".tar"):
-            raise SourceError(f"{uri}: expected a .tar or a folder, found another kind of file")
+            raise SourceError(
+                f"{uri}: expected a .tar or a folder, found another kind of file{_OWN_PHOTOS}"
+            )
         yield Shard(uri, info.size)
         return
     entries = list_folder(uri)
@@ -259,7 +264,7 @@ def _expand(uri: str) -> Iterator[Shard]:
     if not tars and not loose:
         raise SourceError(
             f"{uri}: expected sa_*.tar shards or sa_N.jpg with sa_N.json, found neither among "
-            f"{len(entries)} entries"
+            f"{len(entries)} entries{_OWN_PHOTOS}"
         )
     if loose:
         loose.sort(key=lambda entry: (_number(entry.base_name), entry.base_name))

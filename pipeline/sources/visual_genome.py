@@ -67,6 +67,7 @@ class VisualGenomeSource:
 
     name = "vg"
     captioned = True
+    labelled = False
 
     def __init__(
         self, regions: str, image_data: str, images: Sequence[str], splits: str | None = None

@@ -114,11 +114,10 @@ SQUARE = [1.0, 1.0, 1.0, 3.0, 4.0, 3.0]
         [[1.0, 2.0, 3.0]],
         [[1.0, 2.0, 3.0, 4.0]],
         [SQUARE, [*SQUARE, 5.0]],
-        [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
         [[*SQUARE, 1e8, 2.0]],
         [[*SQUARE, -1e18, 2.0]],
         [[*SQUARE, float("nan"), 2.0]],
-        [[*SQUARE, "4", 2.0]],
+        [[*SQUARE, "four", 2.0]],
         {"counts": "04", "size": [5, 6]},
         {"counts": "", "size": [5, 6]},
         {"counts": "o" * 40, "size": [5, 6]},
@@ -128,7 +127,7 @@ SQUARE = [1.0, 1.0, 1.0, 3.0, 4.0, 3.0]
         {"counts": [], "size": [5, 6]},
         {"counts": None, "size": [5, 6]},
         {"counts": [30], "size": 5},
-        {"counts": [30], "size": None},
+        {"counts": [30], "size": [None, 6]},
     ],
 )
 def test_what_is_no_mask_never_reaches_the_library(form) -> None:
