@@ -198,10 +198,8 @@ def train_bpe(captions: Iterable[str], vocab_size: int = 32000) -> BpeTokenizer:
     return BpeTokenizer(tokenizer.to_str().encode())
 
 
-def caption_batch(
-    tokenizer: TextTokenizer, captions: Sequence[str], max_seq_len: int
-) -> tuple[Tensor, Tensor]:
-    """Inputs and targets for teacher forcing.
+def caption_words(tokenizer: TextTokenizer, captions: Sequence[str], max_seq_len: int) -> Tensor:
+    """Captions for teacher forcing: position t of a row is given, position t + 1 is to be said.
 
     Args:
         tokenizer: which ids.
@@ -210,14 +208,11 @@ def caption_batch(
             token takes one.
 
     Returns:
-        ids [N, L] int64: BOS, words, padding; and targets [N, L] int64: words, EOS, IGNORE. L is
-        what the longest caption needs, at most `max_seq_len` - 1.
+        [N, L] int64: BOS, words, EOS, then IGNORE. L is what the longest caption needs, at most
+        `max_seq_len`.
     """
     rows = [tokenizer.encode(text)[: max_seq_len - 2] for text in captions]
-    length = 1 + max((len(row) for row in rows), default=0)
-    ids = torch.full((len(rows), length), tokenizer.pad_id)
-    targets = torch.full((len(rows), length), IGNORE)
+    words = torch.full((len(rows), 2 + max((len(row) for row in rows), default=0)), IGNORE)
     for index, row in enumerate(rows):
-        ids[index, : len(row) + 1] = torch.tensor([tokenizer.bos_id, *row])
-        targets[index, : len(row) + 1] = torch.tensor([*row, tokenizer.eos_id])
-    return ids, targets
+        words[index, : len(row) + 2] = torch.tensor([tokenizer.bos_id, *row, tokenizer.eos_id])
+    return words

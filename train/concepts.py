@@ -32,8 +32,7 @@ class ConceptSpace(nn.Module):
     photo of a {}."): asymmetric distillation (TAP paper, appendix B).
 
     Attributes:
-        names: concept names by id.
-        logit_scale: of both projections; the teacher's own.
+        table: what a user of the model names regions with: the student's side.
         source_weights, target_weights: [D, C] float32.
     """
 
@@ -44,20 +43,24 @@ class ConceptSpace(nn.Module):
         self, names: tuple[str, ...], source: Tensor, target: Tensor, logit_scale: float
     ) -> None:
         super().__init__()
-        self.names = names
-        self.logit_scale = logit_scale
-        self.register_buffer("source_weights", concept_weights(source, logit_scale))
+        self.table = ConceptTable(names, source, logit_scale)
+        self.register_buffer("source_weights", self.table.weights())
         self.register_buffer("target_weights", concept_weights(target, logit_scale))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Concept names by id."""
+        return self.table.names
+
+    @property
+    def logit_scale(self) -> float:
+        """Of both projections; the teacher's own."""
+        return self.table.logit_scale
 
     @property
     def embed_dim(self) -> int:
         """D, the teacher's embedding width."""
         return self.source_weights.shape[0]
-
-    def table(self) -> ConceptTable:
-        """What a user of the model names regions with: the student's side."""
-        texts = self.source_weights.T.cpu() / self.logit_scale
-        return ConceptTable(self.names, texts, self.logit_scale)
 
     @classmethod
     def of_store(cls, reader: StoreReader, logit_scale: float = 0.0) -> "ConceptSpace":

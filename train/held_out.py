@@ -250,7 +250,7 @@ def _opened(path: Path, store: str) -> tuple[Tap, StoreReader, ConceptSpace | No
     tap, reader = Tap.from_pretrained(model_folder(path)), open_measured(store)
     space = ConceptSpace.of_store(reader) if reader.has_concepts else None
     if space is not None:
-        tap.set_concepts(space.table())
+        tap.set_concepts(space.table)
     return tap, reader, space
 
 

@@ -185,7 +185,7 @@ class Objective(nn.Module):
         loss, figures = features.new_zeros((), dtype=torch.float32), Figures()
         terms = self.auxiliary_terms(features, batch)
         batch = batch.asked()
-        truth = batch.masks.float() / 255
+        truth = batch.cover()
         sources = self.sources(batch)
         prompts = self.first_prompts(batch)
         for stage in range(self.prompts.stages):
@@ -313,7 +313,7 @@ class Objective(nn.Module):
         """
         if self.auxiliary is None:
             return []
-        truth = batch.masks.float() / 255
+        truth = batch.cover()
         share = F.adaptive_avg_pool2d(truth, (features.shape[-2], features.shape[-1])).flatten(2)
         cells = share.sum(-1, keepdim=True)
         share = share / cells.clamp(min=1e-6)
@@ -358,7 +358,7 @@ class Objective(nn.Module):
         """Stage 1 for every region of the batch."""
         flat = first_prompts(
             batch.seeds.flatten(),
-            batch.masks.flatten(0, 1),
+            batch.inside().flatten(0, 1),
             batch.boxes_xyxy.flatten(0, 1),
             batch.has_mask.flatten(),
             self.model.config.image_size,
@@ -373,7 +373,7 @@ class Objective(nn.Module):
             batch.seeds.flatten(),
             PromptBatch(prompts.points.flatten(0, 1), prompts.labels.flatten(0, 1)),
             mask_logits.flatten(0, 1),
-            batch.masks.flatten(0, 1),
+            batch.inside().flatten(0, 1),
             batch.has_mask.flatten(),
             self.model.config.image_size,
             self.prompts,

@@ -4,8 +4,6 @@ Stage 1 gives a box or one point. Stage 2 either adds 1 to 8 points where the pr
 or, half of the time, forgets stage 1 and gives 1 to 9 points of the true mask at once (the
 non-interactive prompts, which stand for sketches and masks). A prompt rule is one function from
 seeds and masks to `PromptBatch`; everything is vectorised over P prompts and seeded by region.
-
-Labels: 0 background point, 1 foreground point, 2 and 3 the box's corners, 4 padding.
 """
 
 from dataclasses import dataclass
@@ -14,10 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from tap_engine.model.prompt_encoder import Label
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.train.data.noise import uniform
-
-BACKGROUND, FOREGROUND, TOP_LEFT, BOTTOM_RIGHT, PADDING = range(5)
 
 
 class PromptBatch(NamedTuple):
@@ -25,7 +22,7 @@ class PromptBatch(NamedTuple):
 
     Attributes:
         points: [P, N, 2] float32 (x, y), image px.
-        labels: [P, N] int64.
+        labels: [P, N] int64, of `Label`.
     """
 
     points: Tensor
@@ -34,7 +31,7 @@ class PromptBatch(NamedTuple):
     @property
     def is_box(self) -> Tensor:
         """[P] bool: prompts that start with a box; they use output 0, the others 1 to 3."""
-        return self.labels[:, 0] == TOP_LEFT
+        return self.labels[:, 0] == Label.BOX_TOP_LEFT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,7 +82,7 @@ class PromptConfig:
 
 def first_prompts(
     seeds: Tensor,
-    masks: Tensor,
+    inside: Tensor,
     boxes_xyxy: Tensor,
     has_mask: Tensor,
     image_px: int,
@@ -95,7 +92,7 @@ def first_prompts(
 
     Args:
         seeds: [P] int64.
-        masks: [P, H, W] in [0, 1] or 0..255; inside is more than half of the largest value allowed.
+        inside: [P, H, W] bool, the true masks (`Batch.inside`).
         boxes_xyxy: [P, 4] float32, image px.
         has_mask: [P] bool; regions without a mask always get their box.
         image_px: side of the network's input.
@@ -105,7 +102,6 @@ def first_prompts(
         PromptBatch of length 2; a point is followed by padding, as at inference.
     """
     corners = jitter_boxes(seeds, boxes_xyxy, image_px, config).view(-1, 2, 2)
-    inside = _inside(masks)
     point = pick_points(seeds, inside, 1, image_px, stream=1)
     points_share = torch.full_like(boxes_xyxy[:, 0], 1 - config.box_share)
     if config.point_area:
@@ -115,8 +111,8 @@ def first_prompts(
     single = torch.cat([point, torch.zeros_like(point)], 1)
     labels = torch.where(
         boxed[:, None],
-        torch.tensor([TOP_LEFT, BOTTOM_RIGHT], device=seeds.device),
-        torch.tensor([FOREGROUND, PADDING], device=seeds.device),
+        torch.tensor([Label.BOX_TOP_LEFT, Label.BOX_BOTTOM_RIGHT], device=seeds.device),
+        torch.tensor([Label.FOREGROUND, Label.PADDING], device=seeds.device),
     )
     return PromptBatch(torch.where(boxed[:, None, None], corners, single), labels)
 
@@ -125,7 +121,7 @@ def next_prompts(
     seeds: Tensor,
     first: PromptBatch,
     mask_logits: Tensor,
-    masks: Tensor,
+    inside: Tensor,
     has_mask: Tensor,
     image_px: int,
     config: PromptConfig,
@@ -135,8 +131,8 @@ def next_prompts(
     Args:
         seeds: [P] int64, the same as in stage 1.
         first: the prompts of stage 1.
-        mask_logits: [P, H, W], what the model chose for them.
-        masks: [P, H, W] in [0, 1] or 0..255.
+        mask_logits: [P, H, W], the answers that are corrected.
+        inside: [P, H, W] bool, the true masks.
         has_mask: [P] bool; regions without a mask get 1 to 9 points of the predicted mask, as TAP
             v1.1 does for Visual Genome: there is no error to correct. Where the prediction is
             empty, they keep the prompts of stage 1 (docs/decisions/0055).
@@ -149,15 +145,17 @@ def next_prompts(
     """
     extra = config.max_points - 1
     predicted = mask_logits > 0
-    truth = torch.where(has_mask[:, None, None], _inside(masks), predicted)
+    truth = torch.where(has_mask[:, None, None], inside, predicted)
     more, more_labels = _error_points(seeds, predicted, truth, extra, image_px)
     count = (1 + (uniform(seeds, 2, 1) * extra).floor()) * has_mask[:, None]
     corrected = _joined(first, PromptBatch(more, _keep(more_labels, count)))
 
     free = pick_points(seeds, truth, config.max_points, image_px, stream=5)
     count = 1 + (uniform(seeds, 6, 1) * config.max_points).floor()
-    free_labels = _keep(torch.full_like(free[..., 0], FOREGROUND, dtype=torch.int64), count)
-    pad = PromptBatch(torch.zeros_like(free[:, :1]), torch.full_like(free_labels[:, :1], PADDING))
+    free_labels = _keep(torch.full_like(free[..., 0], Label.FOREGROUND, dtype=torch.int64), count)
+    pad = PromptBatch(
+        torch.zeros_like(free[:, :1]), torch.full_like(free_labels[:, :1], Label.PADDING)
+    )
     fresh = _joined(PromptBatch(free, free_labels), pad)
 
     chosen = (uniform(seeds, 7, 1)[:, 0] < config.free_share) | ~has_mask
@@ -229,23 +227,14 @@ def _error_points(
 def _keep(labels: Tensor, count: Tensor) -> Tensor:
     # The first `count` labels of each row; the rest becomes padding.
     position = torch.arange(labels.shape[1], device=labels.device)
-    return torch.where(position < count, labels, PADDING)
+    return torch.where(position < count, labels, Label.PADDING)
 
 
 def _joined(first: PromptBatch, second: PromptBatch) -> PromptBatch:
     # Valid tokens first, so that a point's padding does not stand between points.
     points = torch.cat([first.points, second.points], 1)
     labels = torch.cat([first.labels, second.labels], 1)
-    order = (labels == PADDING).long().argsort(dim=1, stable=True)
+    order = (labels == Label.PADDING).long().argsort(dim=1, stable=True)
     return PromptBatch(
         points.gather(1, order[..., None].expand_as(points)), labels.gather(1, order)
     )
-
-
-def _inside(masks: Tensor) -> Tensor:
-    # More than half covered; a mask too small for that is where it covers most.
-    half = 127 if masks.dtype == torch.uint8 else 0.5
-    inside = masks > half
-    most = masks.flatten(1).amax(1)[:, None, None]
-    faint = (masks == most) & (masks > 0)
-    return torch.where(inside.flatten(1).any(1)[:, None, None], inside, faint)

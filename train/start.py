@@ -152,4 +152,4 @@ def concept_table_of(config: TrainConfig, space: ConceptSpace | None) -> Concept
         file = model_folder(Path(config.init.weights)) / CONCEPTS_FILE
         if file.is_file():
             return ConceptTable.load(file)
-    return space.table() if space is not None else None
+    return space.table if space is not None else None

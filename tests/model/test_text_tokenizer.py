@@ -6,7 +6,7 @@ import sentencepiece
 from tap_engine.model.text_tokenizer import (
     IGNORE,
     BpeTokenizer,
-    caption_batch,
+    caption_words,
     load_tokenizer,
     train_bpe,
 )
@@ -84,17 +84,16 @@ def test_sentencepiece_files(sentencepiece_file, tmp_path) -> None:
 
 
 def test_teacher_forcing_rows(bpe) -> None:
-    ids, targets = caption_batch(bpe, ["a dog", "a small red apple"], max_seq_len=40)
+    words = caption_words(bpe, ["a dog", "a small red apple"], max_seq_len=40)
     first, second = bpe.encode("a dog"), bpe.encode("a small red apple")
-    assert ids.tolist() == [[1, *first, 0, 0], [1, *second]]
-    assert targets.tolist() == [[*first, 2, IGNORE, IGNORE], [*second, 2]]
+    assert words.tolist() == [[1, *first, 2, IGNORE, IGNORE], [1, *second, 2]]
 
 
 def test_long_captions_are_cut_so_that_eos_fits(bpe) -> None:
-    ids, targets = caption_batch(bpe, ["a small red apple left of a tree"], max_seq_len=6)
-    assert ids.shape == (1, 5)
-    assert targets[0, -1] == bpe.eos_id
-    assert caption_batch(bpe, [], max_seq_len=6)[0].shape == (0, 1)
+    words = caption_words(bpe, ["a small red apple left of a tree"], max_seq_len=6)
+    assert words.shape == (1, 6)
+    assert words[0, 0] == bpe.bos_id and words[0, -1] == bpe.eos_id
+    assert caption_words(bpe, [], max_seq_len=6).shape == (0, 2)
 
 
 def test_bad_files_are_named(tmp_path, bpe, sentencepiece_file) -> None:

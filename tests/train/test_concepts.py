@@ -40,7 +40,7 @@ def test_distribution_is_the_formula_with_the_teachers_scale(store):
 
 def test_scale_can_be_given(store):
     assert ConceptSpace.of_store(reader(store), 100.0).logit_scale == 100.0
-    table = ConceptSpace.of_store(reader(store)).table()
+    table = ConceptSpace.of_store(reader(store)).table
     torch.testing.assert_close(table.weights(), ConceptSpace.of_store(reader(store)).source_weights)
 
 

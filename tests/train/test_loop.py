@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from tap_engine.train.checkpoint import checkpoints
 from tap_engine.train.loop import Interrupted, TrainingError, train
 from tap_engine.train.run import open_run
+from tap_engine.train.run_log import LogConfig, RunLog
 from tests.train.small_run import arguments, command, small_config
 from tests.train.small_store import make_store
 
@@ -197,6 +198,41 @@ def test_a_loss_that_is_not_finite_stops_with_the_images_named(store, tmp_path):
     content = json.loads(file.read_text())
     assert content["step"] == 0 and len(content["image_ids"]) == 2
     assert all(len(keys) > 0 for keys in content["keys"])
+
+
+def test_training_goes_on_in_training_mode_after_a_measurement(store, tmp_path):
+    run = open_run(small_config(store, f"held_out.store={store}"), tmp_path / "run")
+    assert run.objective.training and run.model.image_decoder.training
+    with run.in_use():
+        assert not run.model.image_decoder.training
+    assert run.objective.training and run.model.image_decoder.training
+    assert not run.model.text_decoder.training  # frozen: it stays as it is used
+
+
+def test_too_many_unreadable_images_stop_the_run(tmp_path):
+    # Every JPEG of this store is cut in half.
+    cut = make_store(tmp_path / "cut", 4, pixels=False, jpegs=(b"\xff\xd8 no image",))
+    few = ("stream.max_problems=3", "train.steps=4", "log.every=1")
+    with pytest.raises(TrainingError, match=r"4 images could not be read.*max_problems=3"):
+        trained(small_config(cut, *few), tmp_path / "few")
+    enough = ("stream.max_problems=8", "train.steps=4", "log.every=1")
+    assert trained(small_config(cut, *enough), tmp_path / "enough").step == 4
+
+
+def test_lines_after_the_checkpoint_are_dropped_when_a_run_goes_on(tmp_path):
+    def log(step):
+        return RunLog(tmp_path, LogConfig(tensorboard=False), step=step, steps=9, active=True)
+
+    figures = {"loss": 1.0, "images": 2.0, "wait_s": 0.0, "rate": 0.1}
+    first = log(0)
+    for step in range(1, 6):
+        first.report(step, figures, seconds=1.0, steps=1)
+    first.close()
+    again = log(3)  # the checkpoint was of step 3
+    again.report(4, figures, seconds=1.0, steps=1)
+    again.close()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
 
 
 def test_what_is_frozen_stays_and_the_rest_moves(store, tmp_path):

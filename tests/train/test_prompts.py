@@ -1,18 +1,19 @@
 """Two-stage prompts: shares, counts, labels, places."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
 from tap_engine.model.predictor import Tap
-from tap_engine.model.prompt_encoder import attended
+from tap_engine.model.prompt_encoder import Label, attended
 from tap_engine.model.prompts import make_prompts
+from tap_engine.schemas import rle
 from tap_engine.schemas.errors import ConfigError
-from tap_engine.train.evaluation.clicks import prompted
+from tap_engine.train.evaluation.evaluation import Question
 from tap_engine.train.evaluation.region_model import TapRegions
+from tap_engine.train.evaluation.tasks.prompts import prompted
 from tap_engine.train.prompts import (
-    PADDING,
-    TOP_LEFT,
     PromptBatch,
     PromptConfig,
     first_prompts,
@@ -23,14 +24,15 @@ from tap_engine.train.prompts import (
 from tests.model.small import small_model
 
 PX = 64
+PADDING, TOP_LEFT = Label.PADDING, Label.BOX_TOP_LEFT
 
 
 @pytest.fixture
 def regions():
-    """2,000 regions: seeds, masks [P, 16, 16] uint8, boxes in px, has_mask."""
+    """2,000 regions: seeds, masks [P, 16, 16] bool, boxes in px, has_mask."""
     count = 2000
-    masks = torch.zeros(count, 16, 16, dtype=torch.uint8)
-    masks[:, 4:12, 2:8] = 255
+    masks = torch.zeros(count, 16, 16, dtype=torch.bool)
+    masks[:, 4:12, 2:8] = True
     boxes = torch.tensor([8.0, 16, 32, 48]).expand(count, 4).clone()
     return torch.arange(count) * 7919, masks, boxes, torch.ones(count, dtype=torch.bool)
 
@@ -57,7 +59,7 @@ def test_stage_one_is_half_boxes_and_half_points(regions):
 
 def test_regions_without_a_mask_get_their_box(regions):
     seeds, masks, boxes, has_mask = regions
-    prompts = first_prompts(seeds, masks * 0, boxes, ~has_mask, PX, PromptConfig(box_share=0.0))
+    prompts = first_prompts(seeds, masks & False, boxes, ~has_mask, PX, PromptConfig(box_share=0.0))
     assert prompts.is_box.all()
 
 
@@ -107,7 +109,7 @@ def test_a_perfect_prediction_is_corrected_inside_the_mask(regions):
     seeds, masks, _, has_mask = regions
     config = PromptConfig(free_share=0.0)
     first = first_prompts(*regions, PX, config)
-    logits = masks.float() - 1
+    logits = masks.float() - 0.5
     prompts = next_prompts(seeds, first, logits, masks, has_mask, PX, config)
     extra = prompts.labels[first.is_box][:, 2:]
     assert set(extra.unique().tolist()) == {1, PADDING}
@@ -146,21 +148,19 @@ def test_prompts_do_not_depend_on_their_neighbours(regions):
         torch.testing.assert_close(again.points, after.points[one])
 
 
-def test_points_of_faint_empty_and_one_pixel_masks(regions):
-    faint = torch.zeros(3, 8, 8, dtype=torch.uint8)
-    faint[0, 5, 3] = 90  # nowhere half covered
-    faint[1, 0, 7] = 255
+def test_points_of_empty_and_one_pixel_masks():
+    inside = torch.zeros(2, 8, 8, dtype=torch.bool)
+    inside[0, 0, 7] = True
     prompts = first_prompts(
-        torch.arange(3),
-        faint,
-        torch.zeros(3, 4),
-        torch.ones(3, dtype=torch.bool),
+        torch.arange(2),
+        inside,
+        torch.zeros(2, 4),
+        torch.ones(2, dtype=torch.bool),
         8,
         PromptConfig(box_share=0.0),
     )
-    assert prompts.points[0, 0].tolist() == [3.0, 5.0]
-    assert prompts.points[1, 0].tolist() == [7.0, 0.0]
-    assert prompts.points[2, 0].isfinite().all()
+    assert prompts.points[0, 0].tolist() == [7.0, 0.0]
+    assert prompts.points[1, 0].isfinite().all()
 
 
 def test_points_are_uniform_over_large_masks():
@@ -204,7 +204,7 @@ def test_without_a_mask_stage_two_clicks_the_predicted_one(regions):
 def test_small_regions_get_fewer_points_where_asked(regions):
     seeds, masks, boxes, has_mask = regions
     small = masks.clone()
-    small[:, 4:12, 4:8] = 0  # 16 of 256 cells, a third of the others'
+    small[:, 4:12, 4:8] = False  # 16 of 256 cells, a third of the others'
     mixed = torch.where((torch.arange(2000) % 2 == 0)[:, None, None], small, masks)
     config = PromptConfig(box_share=0.4, point_area=48 / 256)
     pointed = ~first_prompts(seeds, mixed, boxes, has_mask, PX, config).is_box
@@ -261,9 +261,11 @@ def test_the_click_protocol_lays_prompts_out_so():
 
     model = Noted(Tap(small_model()))
     model.set_image(np.zeros((64, 64, 3), np.uint8))
-    mask = np.zeros((1, 64, 64), bool)
-    mask[:, 10:40, 10:30] = True
-    prompted(model, 1, [1], np.array([[10.0, 10, 20, 30]]), mask)
+    mask = np.zeros((64, 64), bool)
+    mask[10:40, 10:30] = True
+    boxes = pa.array([[10.0, 10, 20, 30]], pa.list_(pa.float64(), 4))
+    region = {"region_id": [1], "bbox_xywh": boxes, "rle": [rle.encode(mask)]}
+    prompted(Question(1, (64, 64), pa.table(region), model))
     assert [labels.shape[1] for labels in shown] == [2, 10, *range(2, 11)]
     for labels, kind in zip(shown, [True] + [False] * 10, strict=True):
         assert layouts(labels) == {kind: AT_USE[kind]}

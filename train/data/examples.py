@@ -17,7 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from tap_engine.model.text_tokenizer import IGNORE, TextTokenizer, caption_batch
+from tap_engine.model.text_tokenizer import IGNORE, TextTokenizer, caption_words
 from tap_engine.schemas import rle
 from tap_engine.schemas.boxes import xywh_to_xyxy
 from tap_engine.schemas.errors import SchemaError
@@ -134,6 +134,20 @@ class Batch:
         padded = {name: getattr(self, name) for name in ("valid", *_PADDED)}
         first = {k: v[:, : self.prompted] for k, v in padded.items() if v is not None}
         return dataclasses.replace(self, **first)
+
+    def cover(self) -> Tensor:
+        """[B, R, M, M] float32 in [0, 1]: how much of each mask pixel a region covers."""
+        return self.masks.float() / 255
+
+    def inside(self) -> Tensor:
+        """[B, R, M, M] bool: pixels more than half covered.
+
+        A region too small for any is where it covers most; without a mask it is nowhere.
+        """
+        half = self.masks > 127
+        most = self.masks.amax((-2, -1), keepdim=True)
+        faint = (self.masks == most) & (self.masks > 0)
+        return torch.where(half.any(-1, keepdim=True).any(-2, keepdim=True), half, faint)
 
     def to(self, device: torch.device) -> "Batch":
         """The same on a device; tensors in pinned memory travel while the device computes."""
@@ -276,12 +290,9 @@ def _words(captions: list[str | None], config: ExampleConfig) -> npt.NDArray[np.
     # [N, positions]: see `Example.words`.
     assert config.tokenizer is not None, "captions need a tokenizer"
     out = np.full((len(captions), config.positions), IGNORE, np.int64)
-    rows = [row for row, text in enumerate(captions) if text]
-    if rows:
-        texts = [captions[row] or "" for row in rows]
-        _, targets = caption_batch(config.tokenizer, texts, config.positions)
-        out[rows, 0] = config.tokenizer.bos_id
-        out[rows, 1 : targets.shape[1] + 1] = targets.numpy()
+    texts = {row: text for row, text in enumerate(captions) if text}
+    words = caption_words(config.tokenizer, list(texts.values()), config.positions)
+    out[list(texts), : words.shape[1]] = words.numpy()
     return out
 
 

@@ -72,3 +72,17 @@ def test_settings_that_mean_nothing_are_refused():
         Order(rows=0, run_rows=1, mixed_runs=1, seed=0)
     with pytest.raises(ConfigError, match="positive"):
         Interleaving.of_weights((1.0, 0.0), seed=0)
+
+
+def test_runs_begin_elsewhere_in_each_epoch():
+    # Else the same rows would be neighbours in every epoch. One lane reads run after run: where a
+    # run begins, modulo its length, is the epoch's shift.
+    order = Order(rows=1000, run_rows=10, mixed_runs=1, seed=3)
+    shifts = set()
+    for epoch in range(8):
+        _, rows = order.locate(np.arange(epoch * 1000, epoch * 1000 + 10))
+        together = set(rows.tolist())
+        first = next(r for r in together if (r - 1) % 1000 not in together)
+        assert together == {(first + k) % 1000 for k in range(10)}
+        shifts.add(first % 10)
+    assert len(shifts) > 3
