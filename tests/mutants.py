@@ -13,7 +13,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,22 +42,26 @@ class Mutant:
     new: str
     tests: tuple[str, ...]
 
-    def mutate(self, root: Path) -> None:
+    @contextmanager
+    def made(self, root: Path) -> Iterator[None]:
+        """The mistake is in the tree within the block."""
         path = root / self.file
-        path.write_text(path.read_text().replace(self.old, self.new))
+        text = path.read_text()
+        path.write_text(text.replace(self.old, self.new))
+        try:
+            yield
+        finally:
+            path.write_text(text)
 
-    def restore(self, root: Path) -> None:
-        shutil.copy(ROOT / self.file, root / self.file)
-
-    def problem(self) -> str | None:
-        """Why this entry no longer fits the code; None if it does."""
-        path = ROOT / self.file
+    def problem(self, root: Path) -> str | None:
+        """Why this entry does not fit the code; None if it does."""
+        path = root / self.file
         if not path.is_file():
             return f"there is no file {self.file}"
         times = path.read_text().count(self.old)
         if times != 1:
             return f"its old text is {times} times in {self.file}, expected once: {self.old!r}"
-        missing = [test for test in self.tests if not (ROOT / test.partition("::")[0]).exists()]
+        missing = [test for test in self.tests if not (root / test.partition("::")[0]).exists()]
         return f"there is no {', '.join(missing)}" if missing else None
 
 
@@ -187,9 +192,8 @@ def judge(mutants: Sequence[Mutant], root: Path) -> int:
         return len(mutants)
     alive = 0
     for mutant in mutants:
-        mutant.mutate(root)
-        code, said = run_tests(root, mutant.tests)
-        mutant.restore(root)
+        with mutant.made(root):
+            code, said = run_tests(root, mutant.tests)
         verdict = {0: "SURVIVED", 1: "killed"}.get(code, "NOT JUDGED")
         alive += verdict != "killed"
         print(f"{verdict:10s} {mutant.name:10s} {mutant.file}: {mutant.what}", flush=True)
@@ -208,16 +212,17 @@ def main() -> int:
     if unknown := set(given.names) - known.keys():
         parser.error(f"unknown mutant {', '.join(unknown)}; known: {', '.join(known)}")
     chosen = [known[name] for name in given.names] or list(MUTANTS)
-    problems = {mutant.name: problem for mutant in chosen if (problem := mutant.problem())}
-    for name, problem in problems.items():
-        print(f"ERROR      {name}: {problem}")
     if given.list:
         for mutant in chosen:
             print(f"{mutant.name:10s} {mutant.file}: {mutant.what}; {' '.join(mutant.tests)}")
-        return bool(problems)
-    judged = [mutant for mutant in chosen if mutant.name not in problems]
     with tempfile.TemporaryDirectory() as folder:
-        alive = judge(judged, copy_of_tree(Path(folder)))
+        root = copy_of_tree(Path(folder))  # the checkout may change meanwhile
+        problems = {m.name: problem for m in chosen if (problem := m.problem(root))}
+        for name, problem in problems.items():
+            print(f"ERROR      {name}: {problem}")
+        if given.list:
+            return bool(problems)
+        alive = judge([mutant for mutant in chosen if mutant.name not in problems], root)
     return 1 if alive or problems else 0
 
 

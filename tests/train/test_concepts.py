@@ -5,9 +5,14 @@ import torch
 
 from tap_engine.schemas.errors import ConfigError, StoreError
 from tap_engine.train.concepts import CONCEPT_LOSSES, ConceptSpace
+from tap_engine.train.data.augment import AugmentConfig
+from tap_engine.train.data.examples import ExampleConfig
 from tap_engine.train.data.store_reader import StoreReader
+from tap_engine.train.data.stream import Share, Stream, StreamConfig
 from tap_engine.train.objective import LossConfig
 from tests.train.small_store import CONCEPTS, LOGIT_SCALE, make_store
+
+BATCHED = ("embedding", "concept_ids", "concept_probs")
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +66,29 @@ def test_a_store_that_does_not_say_its_scale_is_refused(store, tmp_path):
         ConceptSpace.of_store(reader(nameless))
 
 
-def test_every_loss_names_the_columns_it_needs():
-    for name, (columns, _) in CONCEPT_LOSSES.items():
-        assert columns and LossConfig(concept_loss=name).concept_loss == name
+@pytest.mark.parametrize("name", CONCEPT_LOSSES)
+def test_a_loss_works_with_the_columns_it_names_and_only_with_them(store, name):
+    space = ConceptSpace.of_store(reader(store))
+
+    def values(columns):
+        config = StreamConfig(stores=(str(store),), workers=0)
+        examples = ExampleConfig(
+            image_px=64,
+            mask_px=16,
+            regions=4,
+            soft_masks=True,
+            fill_rgb=(0, 0, 0),
+            columns=columns,
+            augment=AugmentConfig(),
+            seed=0,
+        )
+        (batch,) = Stream(config, examples).batches(Share(images=2), consumed=0, steps=1, pin=False)
+        embeds = torch.randn(*batch.valid.shape, len(space.source_weights))
+        return CONCEPT_LOSSES[name].loss(space, embeds, batch)
+
+    needed = tuple(c for c in LossConfig(concept_loss=name).columns if c in BATCHED)
+    assert needed == CONCEPT_LOSSES[name].columns
+    assert values(needed).isfinite().all()
+    other = ("concept_ids", "concept_probs") if "embedding" in needed else ("embedding",)
+    with pytest.raises(AssertionError):
+        values(other)

@@ -4,11 +4,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from PIL import Image
 
 from tap_engine.model.predictor import Concept, Region
 from tap_engine.schemas import rle
 from tap_engine.schemas.errors import SourceError
 from tap_engine.schemas.truth import Truth
+from tap_engine.train import held_out
 from tap_engine.train.concepts import ConceptSpace
 from tap_engine.train.held_out import HeldOutConfig, measure, report_checkpoint
 from tap_engine.train.held_out_data import open_measured, stored_images
@@ -99,7 +102,18 @@ def test_a_checkpoint_is_measured_and_drawn(store, tmp_path):
     config = HeldOutConfig(store=str(store), images=3)
     (figures,) = report_checkpoint(tmp_path / "run", config, tmp_path / "pairs.png")
     assert figures.images == 3 and len(figures.kinds) > 5
-    assert (tmp_path / "pairs.png").stat().st_size > 1000
+    tap, reader, space = held_out._opened(tmp_path / "run", str(store))
+    expected = np.asarray(held_out.draw(tap, space, reader, 4))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "pairs.png")), expected)
+    # Truth stands on the left and does not follow the model; the prediction on the right does.
+    stored = next(stored_images(reader, 1))
+    before = [np.asarray(side) for side in held_out.pair(tap, space, stored)]
+    with torch.no_grad():
+        for parameter in tap.model.image_decoder.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    after = [np.asarray(side) for side in held_out.pair(tap, space, stored)]
+    assert np.array_equal(before[0], after[0]) and not np.array_equal(before[1], after[1])
+    assert not np.array_equal(before[0], before[1])
 
 
 def test_a_missing_truth_table_is_named(tmp_path):
