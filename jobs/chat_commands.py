@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tap_engine.jobs.options import BUILD, StorageOption
-from tap_engine.jobs.output import EVALUATE, FAILED, command_errors, parse_pairs
+from tap_engine.jobs.output import EVALUATE, FAILED, TRAIN, command_errors, parse_pairs
 
 
 def register_data(app: typer.Typer) -> None:
@@ -130,7 +130,8 @@ def _typed() -> Iterator[str]:
 
 
 def register_training(app: typer.Typer) -> None:
-    """Adds the evaluation half to `tap-train`."""
+    """Adds training and scoring to `tap-train`."""
+    app.command("chat", rich_help_panel=TRAIN)(train)
     app.command("score-answers", rich_help_panel=EVALUATE)(score_answers)
 
 
@@ -173,3 +174,62 @@ def score_answers(
             return
         for name, value in scores.items():
             typer.echo(f"{name:<40}  {value:10.4f}")
+
+
+def train(
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="chat_caption, chat_instruct, sample_chat_caption or sample_chat_instruct."
+        ),
+    ],
+    conversations: Annotated[
+        list[str], typer.Option(help="Store of `tap-data import-conversations`; repeatable.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    images: Annotated[
+        list[str] | None,
+        typer.Option(help="Folder or store of images, one per --conversations, in their order."),
+    ] = None,
+    resume: Annotated[
+        str, typer.Option(help="auto: go on if there is a checkpoint; never; or a checkpoint.")
+    ] = "auto",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="Change a setting: train.steps=100."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")
+    ] = False,
+) -> None:
+    """Train a chat model, or go on training; the same under torchrun, in many processes.
+
+    Example: tap-train chat --recipe chat_caption --conversations captions --images photos
+    --set init.tap=checkpoints/tap-l --out runs/chat1
+    """
+    with command_errors():
+        from dataclasses import replace
+
+        from tap_engine.schemas.settings import with_overrides
+        from tap_engine.train.chat.config import chat_recipe
+
+        config = chat_recipe(recipe)
+        data = replace(config.data, stores=tuple(conversations), images=tuple(images or ()))
+        config = with_overrides(replace(config, data=data), set_ or [])
+        if dry_run:
+            typer.echo(json.dumps(config.to_dict(), indent=1))
+            return
+
+        from tap_engine.train import distributed
+        from tap_engine.train.chat.training import open_chat_run, train_chat
+        from tap_engine.train.loop import Interrupted
+
+        try:
+            opened = open_chat_run(config, out, resume)
+            train_chat(opened)
+        except Interrupted as stopped:
+            typer.echo(f"{stopped}; the same command goes on")
+            sys.exit(128 + stopped.signal)
+        finally:
+            distributed.stop()
+        opened.log.say(f"done: {opened.step:,} steps; the newest checkpoint is in {out}")
