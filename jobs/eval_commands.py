@@ -53,7 +53,8 @@ def evaluate(
         typer.Option(help="val, train or test of a refs pickle; FILE.json:NAME of a store."),
     ] = None,
     references: Annotated[
-        str, typer.Option(help="Sample of a refs pickle: a region, or a sentence.")
+        str,
+        typer.Option(help="One question per: region; sentence of a refs pickle; box of a store."),
     ] = "region",
     concepts: Annotated[
         str | None, typer.Option(help="concepts.safetensors with the data's class names.")
@@ -206,7 +207,8 @@ def score(
         typer.Option(help="val, train or test of a refs pickle; FILE.json:NAME of a store."),
     ] = None,
     references: Annotated[
-        str, typer.Option(help="Sample of a refs pickle: a region, or a sentence.")
+        str,
+        typer.Option(help="One question per: region; sentence of a refs pickle; box of a store."),
     ] = "region",
     truth_table: Annotated[
         str | None, typer.Option(help="What the regions of a sample store are.")

@@ -1,8 +1,10 @@
-"""How good a model is on images it has not seen, beside what costs nothing and beside its teacher.
+"""Measures a model on held-out images, beside two trivial masks and beside its teacher.
 
-Masks are compared at the image's own resolution. Baselines are the filled box and the ellipse
-inscribed in it (for box prompts), and the teacher's own names (for concepts). Where the store comes
-from the sample world, its truth table says what every region really is.
+The model is asked, and its answers are counted, by the evaluation's own code: a mask IoU, a top-1
+or a CIDEr here is the number that `tap-train eval` gives for the same regions. Masks are compared
+at the image's own resolution. Baselines are the filled box and the ellipse inscribed in it (for box
+prompts), and the teacher's own names (for concepts). Where the store comes from the sample world,
+its truth table says what every region really is.
 """
 
 from dataclasses import dataclass
@@ -11,35 +13,29 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from PIL import Image
-from torch import Tensor
 
-from tap_engine.model.picture import (
-    PAIR_PX,
-    Mark,
-    Prompt,
-    draw_marks,
-    draw_sheet,
-    region_mark,
-    top_level,
-)
 from tap_engine.model.predictor import Tap
-from tap_engine.schemas import rle
+from tap_engine.model.prompt_encoder import Label
 from tap_engine.schemas.errors import ConfigError, StoreError
 from tap_engine.schemas.truth import Truth
 from tap_engine.train.checkpoint import model_folder
 from tap_engine.train.concepts import ConceptSpace
 from tap_engine.train.data.noise import seed_of
 from tap_engine.train.data.store_reader import StoredImage, StoreReader
-from tap_engine.train.held_out_captions import draw_captions, measure_captions
+from tap_engine.train.evaluation.evaluation import Question
+from tap_engine.train.evaluation.region_model import TapRegions, Wanted, box_prompts
+from tap_engine.train.evaluation.tasks.names import true_ranks
+from tap_engine.train.evaluation.tasks.prompts import mask_iou, with_padding
+from tap_engine.train.held_out_captions import measure_captions
 from tap_engine.train.held_out_data import (
     boxes_xyxy_of,
     open_measured,
     pixels_of,
     stored_images,
+    teacher_log_probs_of,
     things_of,
 )
+from tap_engine.train.held_out_picture import draw
 
 KIND_COLUMNS = ("all", "object", "part", "stuff")
 
@@ -127,7 +123,7 @@ MASK_QUESTIONS = {
 
 
 def measure(
-    tap: Tap,
+    model: TapRegions,
     space: ConceptSpace,
     reader: StoreReader,
     *,
@@ -138,22 +134,22 @@ def measure(
     """Measures on the first images of a store.
 
     Args:
-        tap: the model with the store's concepts.
+        model: asked as the evaluation asks it, about the store's concepts.
         space: the same concepts with the teacher's projection.
         reader: the store, of `open_measured`, with embeddings.
         images: how many of its images at most.
         split: images of another split are left out; see `HeldOutConfig`.
         truth: what regions really are; without it only the teacher is compared with.
     """
-    ids = {name: index for index, name in enumerate(space.names)}
+    names = frozenset(space.names)
     columns: dict[str, list[Numbers]] = {name: [] for name in MASK_QUESTIONS}
     kinds: list[str] = []
     count = min(images, reader.rows)
     for stored in stored_images(reader, count, split):
         known = things_of(truth, stored) if truth else [None] * len(stored.regions)
         kinds += [k.kind if k else "" for k in known]
-        right = np.array([ids.get(k.concept, -1) if k else -1 for k in known])
-        for name, values in _measure_image(tap, space, stored, right).items():
+        right = [k.concept if k and k.concept in names else None for k in known]
+        for name, values in _measure_image(model, space, stored, right).items():
             columns[name].append(values)
     return HeldOutFigures(
         {name: np.concatenate(parts) if parts else np.empty(0) for name, parts in columns.items()},
@@ -194,13 +190,13 @@ def measure_all(
     Raises:
         StoreError: nothing of that.
     """
-    images, split = config.images, config.split
+    images, split, model = config.images, config.split, TapRegions(tap)
     reports: list[HeldOutReport] = []
     if space is not None and "embedding" in reader.columns and tap.concepts is not None:
-        masks = measure(tap, space, reader, images=images, split=split, truth=truth)
+        masks = measure(model, space, reader, images=images, split=split, truth=truth)
         reports += [masks] if len(masks.kinds) else []
     if tap.tokenizer is not None:
-        captions = measure_captions(tap, reader, images=images, split=split, truth=truth)
+        captions = measure_captions(model, reader, images=images, split=split, truth=truth)
         reports += [captions] if captions.captions else []
     if not reports:
         raise StoreError(
@@ -225,7 +221,7 @@ def measure_checkpoint(
     if space is None:
         raise StoreError(f"{store} has no concepts: no teacher saw it")
     known = Truth.read(truth) if truth else None
-    return measure(tap, space, reader, images=images, truth=known)
+    return measure(TapRegions(tap), space, reader, images=images, truth=known)
 
 
 def report_checkpoint(
@@ -254,96 +250,55 @@ def _opened(path: Path, store: str) -> tuple[Tap, StoreReader, ConceptSpace | No
     return tap, reader, space
 
 
-def draw(
-    tap: Tap, space: ConceptSpace | None, reader: StoreReader, count: int, split: str = ""
-) -> Image.Image:
-    """Draws the first images of a split twice: the truth beside the prediction."""
-    if space is not None and "embedding" in reader.columns:
-        left = "true masks, the teacher's names"
-        pairs = [pair(tap, space, stored) for stored in stored_images(reader, count, split)]
-    else:
-        left = "boxes with their phrases"
-        pairs = [draw_captions(tap, stored) for stored in reader.first(count, split)]
-    columns = 2 if len(pairs) == 1 else 4
-    heads = (left, "prediction from the boxes") * 2
-    return draw_sheet([side for both in pairs for side in both], columns=columns, heads=heads)
-
-
-def pair(
-    tap: Tap, space: ConceptSpace, stored: StoredImage, most: int = 12
-) -> tuple[Image.Image, Image.Image]:
-    """Draws one image twice.
-
-    Args:
-        tap: the model.
-        space: concepts of the store.
-        stored: an image of `stored_images`, with embeddings.
-        most: number of regions shown: the largest that lie inside no larger one.
-
-    Returns:
-        The true masks with the teacher's names, and what the model predicts from their boxes.
-    """
-    rgb = pixels_of(stored)
-    masks, boxes = _masks(stored), boxes_xyxy_of(stored)
-    largest = np.argsort(-masks.sum((1, 2)), kind="stable")[: 3 * most]
-    shown = largest[top_level([masks[i] for i in largest])[:most]]
-    scores, names = _teacher(space, stored).exp().max(-1)
-    true = []
-    for i in shown:
-        name = space.names[names[i]]
-        true.append(Mark(mask=masks[i], name=name, text=f"{name} {float(scores[i]):.2f}"))
-    tap.set_image(rgb)
-    found = tap.predict(boxes=boxes[shown]) if len(shown) else []
-    predicted = [
-        region_mark(region, Prompt(box_xyxy=box))
-        for region, box in zip(found, boxes[shown].tolist(), strict=True)
-    ]
-    return (
-        draw_marks(rgb, true, side_px=PAIR_PX),
-        draw_marks(rgb, predicted, side_px=PAIR_PX),
-    )
-
-
 def _measure_image(
-    tap: Tap, space: ConceptSpace, stored: StoredImage, right: npt.NDArray[np.int64]
+    model: TapRegions, space: ConceptSpace, stored: StoredImage, right: list[str | None]
 ) -> dict[str, Numbers]:
-    masks, boxes = _masks(stored), boxes_xyxy_of(stored)
-    tap.set_image(pixels_of(stored))
-    boxed = tap.predict(boxes=boxes, top_k=1, captions=False)
-    points = _points(masks, stored)[:, None]
-    loose = tap.predict(points=points, top_k=1, captions=False)
-    teacher = [space.names[i] for i in _teacher(space, stored).argmax(-1).tolist()]
-    by_box = [region.concepts[0].name for region in boxed]
-    by_point = [region.concepts[0].name for region in loose]
-    truth = [space.names[i] if i >= 0 else None for i in right]
-
-    def share(found: list[str]) -> Numbers:
-        return np.array(
-            [np.nan if t is None else f == t for f, t in zip(found, truth, strict=True)]
-        )
-
+    model.set_image(pixels_of(stored))
+    question = Question(stored.image_id, stored.size_hw, stored.regions, model)
+    boxes = boxes_xyxy_of(stored)
+    points = _points(question.masks, stored)[:, None].astype(np.float32)
+    labels = np.full(points.shape[:2], Label.FOREGROUND, np.int64)
+    box_iou, by_box = _told(model, question, *box_prompts(boxes))
+    point_iou, by_point = _told(model, question, *with_padding(points, labels))
+    columns = {name: place for place, name in enumerate(model.class_names)}
+    places = np.array([-1 if name is None else columns[name] for name in right], np.int64)
+    teacher = [space.names[i] for i in teacher_log_probs_of(space, stored).argmax(-1).tolist()]
+    best = [model.class_names[i] for i in by_box.argmax(axis=1)]
     return {
-        "box_iou": _iou(np.stack([r.mask for r in boxed]), masks),
-        "filled_iou": _iou(_filled(boxes, stored.size_hw), masks),
-        "ellipse_iou": _iou(_ellipses(boxes, stored.size_hw), masks),
-        "point_iou": _iou(np.stack([r.mask for r in loose]), masks),
-        "top1_box": share(by_box),
-        "top1_point": share(by_point),
-        "teacher_top1": share(teacher),
-        "agree_box": np.array([a == b for a, b in zip(by_box, teacher, strict=True)], np.float64),
+        "box_iou": box_iou,
+        "filled_iou": mask_iou(_filled(boxes, stored.size_hw), question.masks),
+        "ellipse_iou": mask_iou(_ellipses(boxes, stored.size_hw), question.masks),
+        "point_iou": point_iou,
+        "top1_box": _first(by_box, places),
+        "top1_point": _first(by_point, places),
+        "teacher_top1": np.array(
+            [
+                np.nan if name is None else top == name
+                for top, name in zip(teacher, right, strict=True)
+            ]
+        ),
+        "agree_box": np.array([a == b for a, b in zip(best, teacher, strict=True)], np.float64),
     }
 
 
-def _masks(stored: StoredImage) -> Masks:
-    counts = stored.regions["rle"].to_pylist()
-    return np.stack([rle.decode(text, stored.size_hw) for text in counts]) > 0
+def _told(
+    model: TapRegions,
+    question: Question,
+    points: npt.NDArray[np.float32],
+    labels: npt.NDArray[np.int64],
+) -> tuple[Numbers, npt.NDArray[np.float32]]:
+    """[R] IoU of the chosen masks and [R, C] probabilities, as the evaluation has them."""
+    parts = list(question.prompted(points, labels, Wanted(mask=True, embedding=True)))
+    chosen = np.concatenate([part.masks[:, 0] for part in parts])
+    # float32, as prediction files hold it: `measure` and `eval` give the same number.
+    iou = mask_iou(chosen, question.masks).astype(np.float32).astype(np.float64)
+    return iou, model.probabilities([part.embeddings for part in parts])
 
 
-def _teacher(space: ConceptSpace, stored: StoredImage) -> Tensor:
-    # [R, C] the teacher's log-probabilities.
-    embeddings = np.stack(stored.regions["embedding"].to_numpy(zero_copy_only=False))
-    device = space.target_weights.device
-    return space.teacher_log_probs(torch.from_numpy(embeddings).to(device)).cpu()
+def _first(probabilities: npt.NDArray[np.float32], places: npt.NDArray[np.int64]) -> Numbers:
+    """[R] whether the true name came first; NaN where it is not known."""
+    ranks, _ = true_ranks(probabilities, places.clip(0))
+    return np.where(places < 0, np.nan, ranks == 0)
 
 
 def _points(masks: Masks, stored: StoredImage) -> Numbers:
@@ -373,9 +328,3 @@ def _ellipses(boxes: Numbers, size_hw: tuple[int, int]) -> Masks:
     across = (2 * x - left - right) / (right - left)
     down = (2 * y - top - bottom) / (bottom - top)
     return across**2 + down**2 <= 1
-
-
-def _iou(predicted: Masks, truth: Masks) -> Numbers:
-    both = (predicted & truth).sum((1, 2))
-    either = (predicted | truth).sum((1, 2))
-    return both / np.maximum(either, 1)

@@ -1,9 +1,10 @@
-"""How good captions are on images the model has not seen.
+"""Measures captions on images the model has not seen.
 
-Where there are references: CIDEr and its like, a box per question, all phrases of the same box its
-references. Where the sample world's truth table says what a region is: does the caption name it,
-and its colour, in exactly these words? Captions of the sample world are "a small red apple left of
-a banana": what is said of the region itself stands before the first relation.
+Where there are references: CIDEr and its like, one question per box, with all phrases of the same
+box as its references, counted as `tap-train eval --references box` counts them. Where the sample
+world's truth table says what a region is: does the caption name it, and its colour, in exactly
+these words? Captions of the sample world are "a small red apple left of a banana": what is said of
+the region itself stands before the first relation.
 """
 
 import re
@@ -12,14 +13,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image
 
-from tap_engine.model.picture import PAIR_PX, Mark, Prompt, draw_marks, region_mark
-from tap_engine.model.predictor import Tap
 from tap_engine.schemas.truth import OBJECT, STUFF, Thing, Truth
 from tap_engine.train.data.store_reader import StoredImage, StoreReader
-from tap_engine.train.evaluation.scoring_captions import PLAIN, score_captions
-from tap_engine.train.held_out_data import boxes_xyxy_of, pixels_of, things_of
+from tap_engine.train.evaluation.evaluation import Question
+from tap_engine.train.evaluation.region_model import TapRegions, Wanted
+from tap_engine.train.evaluation.scoring_captions import (
+    CAPTION_EVAL_HINT,
+    CaptionScores,
+    can_score_captions,
+    score_captions,
+)
+from tap_engine.train.held_out_data import pixels_of, things_of
 
 _RELATION = re.compile(r"\b(left|right|above|below|on|in)\b")
 _BEFORE_COLOUR = frozenset(("a", "an", "small", "large"))
@@ -44,6 +49,7 @@ class CaptionFigures:
     things: list[Thing | None] = field(default_factory=list)
     named: list[str] = field(default_factory=list)
     images: int = 0
+    _scores: CaptionScores | None = field(default=None, init=False, repr=False)
 
     def summary(self) -> dict[str, float]:
         """Shares in [0, 1] by "caption_noun/object" and so on, and scores as the papers count."""
@@ -66,19 +72,22 @@ class CaptionFigures:
             out["caption_colour/object"] = float(np.mean(said))
             tints = [str(thing.tint) for _, thing in tinted]
             out["caption_colour_most_frequent/object"] = _largest_share(tints)
-        return out | self.scores()
+        if self.scores is not None:
+            out |= {f"caption_{name}": self.scores.metrics[name] for name in _SCORES}
+        return out
 
-    def scores(self) -> dict[str, float]:
-        """CIDEr and others over the questions with references, on plainly lower-cased words."""
+    @property
+    def scores(self) -> CaptionScores | None:
+        """CIDEr and others over the questions with references; None where they cannot be counted.
+
+        Counted once. Without METEOR, whose Java process takes 2 GB beside a training run.
+        """
         asked = [i for i, texts in enumerate(self.references) if texts]
-        if not asked:
-            return {}
-        found = score_captions(
-            {i: self.references[i] for i in asked},
-            {i: self.captions[i] for i in asked},
-            java=False,
-        )
-        return {f"caption_{name}": found.metrics[name] for name in _SCORES}
+        if self._scores is None and asked and can_score_captions():
+            references: dict[int | str, list[str]] = {i: self.references[i] for i in asked}
+            said: dict[int | str, str] = {i: self.captions[i] for i in asked}
+            self._scores = score_captions(references, said, meteor=False)
+        return self._scores
 
     def table(self) -> str:
         """The summary as text."""
@@ -91,11 +100,13 @@ class CaptionFigures:
                 if key in found:
                     number = tinted if "colour" in name else counts[kind]
                     lines.append(f"{text + ', ' + kind:44}{found[key]:>9.3f}{number:>9,}")
-        for name in _SCORES:
-            if f"caption_{name}" in found:
-                value = 100 * found[f"caption_{name}"]
-                asked = sum(bool(texts) for texts in self.references)
-                lines.append(f"{'caption ' + name + f' ({PLAIN})':44}{value:>9.1f}{asked:>9,}")
+        asked = sum(bool(texts) for texts in self.references)
+        if self.scores is not None:
+            for name in _SCORES:
+                row = f"caption {name} ({self.scores.text_processing})"
+                lines.append(f"{row:44}{100 * self.scores.metrics[name]:>9.1f}{asked:>9,}")
+        elif asked:
+            lines.append(f"no CIDEr: {CAPTION_EVAL_HINT}")
         title = f"captions, box prompts ({self.images} images)"
         return "\n".join([f"{title:44}{'':>9}{'regions':>9}", *lines])
 
@@ -115,12 +126,17 @@ CAPTION_QUESTIONS: Mapping[str, str] = {
 
 
 def measure_captions(
-    tap: Tap, reader: StoreReader, *, images: int, split: str = "", truth: Truth | None = None
+    model: TapRegions,
+    reader: StoreReader,
+    *,
+    images: int,
+    split: str = "",
+    truth: Truth | None = None,
 ) -> CaptionFigures:
     """Writes captions for the boxes of a store's first images.
 
     Args:
-        tap: the model, with a tokenizer.
+        model: asked as the evaluation asks it; with a tokenizer, and class names where it has any.
         reader: the store, of `open_measured`.
         images: how many images at most.
         split: images of another split are left out; see `StreamConfig.split`.
@@ -128,40 +144,48 @@ def measure_captions(
     """
     figures = CaptionFigures()
     for stored in reader.first(images, split):
-        questions = _questions(stored, truth)
+        questions = questions_of(stored, truth)
         figures.images += 1
         if not questions:
             continue
-        tap.set_image(pixels_of(stored))
-        named = tap.concepts is not None
-        boxes = boxes_xyxy_of(stored)[[question.row for question in questions]]
-        for question, region in zip(questions, tap.predict(boxes=boxes, top_k=1), strict=True):
-            figures.captions.append(region.caption or "")
-            figures.references.append(question.references)
-            figures.things.append(question.thing)
-            if named:
-                figures.named.append(region.concepts[0].name)
+        model.set_image(pixels_of(stored))
+        rows = stored.regions.take([question.row for question in questions])
+        asked = Question(stored.image_id, stored.size_hw, rows, model)
+        parts = list(asked.boxed(Wanted(caption=True, embedding=model.names_classes)))
+        figures.captions += [text for part in parts for text in part.captions]
+        figures.references += [question.references for question in questions]
+        figures.things += [question.thing for question in questions]
+        if model.names_classes:
+            best = model.probabilities([part.embeddings for part in parts]).argmax(axis=1)
+            figures.named += [model.class_names[place] for place in best]
     return figures
 
 
 @dataclass(slots=True)
-class _Question:
+class CaptionQuestion:
+    """A box: its first row of the image's regions, all phrases of the same box, what it is."""
+
     row: int
     references: list[str]
     thing: Thing | None
 
 
-def _questions(stored: StoredImage, truth: Truth | None) -> list[_Question]:
-    # Regions with the same box are one question.
+def questions_of(stored: StoredImage, truth: Truth | None) -> list[CaptionQuestion]:
+    """What is asked about an image: regions with the same box are one question.
+
+    Args:
+        stored: the image.
+        truth: what regions are, or None.
+    """
     things = things_of(truth, stored) if truth is not None else [None] * len(stored.regions)
     has = "caption" in stored.regions.column_names
     texts = stored.regions["caption"].to_pylist() if has else [None] * len(things)
     boxes = stored.regions["bbox_xywh"].to_pylist()
-    found: dict[tuple[float, ...], _Question] = {}
+    found: dict[tuple[float, ...], CaptionQuestion] = {}
     for row, (box, text, thing) in enumerate(zip(boxes, texts, things, strict=True)):
         if text is None and (thing is None or thing.kind not in (OBJECT, STUFF)):
             continue
-        question = found.setdefault(tuple(box), _Question(row, [], thing))
+        question = found.setdefault(tuple(box), CaptionQuestion(row, [], thing))
         question.references += [text] if text else []
     return list(found.values())
 
@@ -193,31 +217,3 @@ def _own_words(caption: str) -> list[str]:
 
 def _largest_share(words: Sequence[str]) -> float:
     return max(Counter(words).values()) / len(words)
-
-
-def draw_captions(tap: Tap, stored: StoredImage, most: int = 6) -> tuple[Image.Image, Image.Image]:
-    """Draws one image twice.
-
-    Args:
-        tap: the model.
-        stored: an image with captions.
-        most: number of regions shown, the first.
-
-    Returns:
-        The boxes with their phrases, and what the model predicts from the boxes.
-    """
-    rgb = pixels_of(stored)
-    questions = [q for q in _questions(stored, None) if q.references][:most]
-    boxes = boxes_xyxy_of(stored)[[question.row for question in questions]]
-    nothing = np.zeros(rgb.shape[:2], np.bool_)
-    true = [
-        Mark(mask=nothing, name=phrase, text=phrase, prompt=Prompt(box_xyxy=box))
-        for phrase, box in zip((q.references[0] for q in questions), boxes.tolist(), strict=True)
-    ]
-    tap.set_image(rgb)
-    found = tap.predict(boxes=boxes) if len(boxes) else []
-    predicted = [
-        region_mark(region, Prompt(box_xyxy=box), number=number)
-        for number, (region, box) in enumerate(zip(found, boxes.tolist(), strict=True))
-    ]
-    return draw_marks(rgb, true, side_px=PAIR_PX), draw_marks(rgb, predicted, side_px=PAIR_PX)

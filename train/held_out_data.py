@@ -6,11 +6,15 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
 
 from tap_engine.model.image_input import Rgb, to_rgb
+from tap_engine.schemas import rle
 from tap_engine.schemas.boxes import xywh_to_xyxy
 from tap_engine.schemas.truth import Thing, Truth
+from tap_engine.train.concepts import ConceptSpace
 from tap_engine.train.data.store_reader import StoredImage, StoreReader
 
 MEASURED_COLUMNS = ("region_id", "bbox_xywh", "rle")
@@ -58,3 +62,16 @@ def boxes_xyxy_of(stored: StoredImage) -> npt.NDArray[np.float64]:
     """[R, 4] xyxy px."""
     column = stored.regions["bbox_xywh"].combine_chunks()
     return xywh_to_xyxy(column.flatten().to_numpy().reshape(-1, 4)).astype(np.float64)
+
+
+def masks_of(stored: StoredImage) -> npt.NDArray[np.bool_]:
+    """[R, H, W] the true masks, of regions that all have one."""
+    counts = stored.regions["rle"].to_pylist()
+    return np.stack([rle.decode(text, stored.size_hw) for text in counts]) > 0
+
+
+def teacher_log_probs_of(space: ConceptSpace, stored: StoredImage) -> Tensor:
+    """[R, C] the teacher's log-probabilities over the store's concepts, on the CPU."""
+    embeddings = np.stack(stored.regions["embedding"].to_numpy(zero_copy_only=False))
+    device = space.target_weights.device
+    return space.teacher_log_probs(torch.from_numpy(embeddings).to(device)).cpu()

@@ -41,8 +41,9 @@ from tap_engine.train.data.examples import Batch, ExampleConfig
 from tap_engine.train.data.store_reader import StoreReader
 from tap_engine.train.data.stream import Share, Stream
 from tap_engine.train.distributed import Process
-from tap_engine.train.held_out import draw, measure_all
+from tap_engine.train.held_out import measure_all
 from tap_engine.train.held_out_data import open_measured
+from tap_engine.train.held_out_picture import draw
 from tap_engine.train.objective import Objective
 from tap_engine.train.optim import OptimConfig, make_optimizer, rate_factor, update_ema
 from tap_engine.train.run_log import RunLog

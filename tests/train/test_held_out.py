@@ -7,17 +7,18 @@ import pytest
 import torch
 from PIL import Image
 
-from tap_engine.model.predictor import Concept, Region
+from tap_engine.model.prompt_encoder import Label
 from tap_engine.schemas import rle
 from tap_engine.schemas.errors import SourceError
 from tap_engine.schemas.truth import Truth
 from tap_engine.train import held_out
 from tap_engine.train.concepts import ConceptSpace
+from tap_engine.train.evaluation.region_model import Predicted
 from tap_engine.train.held_out import HeldOutConfig, measure, report_checkpoint
 from tap_engine.train.held_out_data import open_measured, stored_images
 from tap_engine.train.run import open_run
 from tests.train.small_run import small_config
-from tests.train.small_store import make_store
+from tests.train.small_store import CONCEPTS, make_store
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,10 @@ def store(tmp_path_factory):
 
 
 class Oracle:
-    """Answers with the box itself and a name of its own choice; a point gets one pixel."""
+    """Answers a box with the box itself, a point with one pixel, and names what it is told to."""
+
+    class_names = tuple(f"concept {k}" for k in range(CONCEPTS))
+    names_classes = True
 
     def __init__(self, name):
         self.name = name
@@ -34,22 +38,26 @@ class Oracle:
     def set_image(self, rgb):
         self.size = rgb.shape[:2]
 
-    def predict(self, *, boxes=None, points=None, **_):
-        masks = []
-        for box in boxes if boxes is not None else []:
-            x1, y1, x2, y2 = (int(v) for v in box)
-            mask = np.zeros(self.size, bool)
-            mask[y1:y2, x1:x2] = True
-            masks.append(mask)
-        for point in points if points is not None else []:
-            mask = np.zeros(self.size, bool)
-            mask[int(point[0][1]), int(point[0][0])] = True
-            masks.append(mask)
-        none = np.empty(0, np.float32)
-        return [
-            Region(mask, 1.0, 0, (Concept(self.name, 1.0),), 0.0, None, none, none)
-            for mask in masks
-        ]
+    def prompt(self, points, labels, wanted):
+        masks = np.zeros((len(points), 1, *self.size), bool)
+        for mask, xy, label in zip(masks, points.astype(int), labels, strict=True):
+            (x1, y1), (x2, y2) = xy
+            if label[0] == Label.BOX_TOP_LEFT:
+                mask[0, y1:y2, x1:x2] = True
+            else:
+                mask[0, y1, x1] = True
+        yield Predicted(
+            iou=np.ones((len(points), 4), np.float32),
+            chosen=np.zeros(len(points), np.int64),
+            masks=masks,
+            embeddings=np.empty((len(points), 0), np.float32),
+            captions=[""] * len(points),
+        )
+
+    def probabilities(self, embeddings):
+        rows = sum(map(len, embeddings))
+        sure = np.array([name == self.name for name in self.class_names], np.float32)
+        return np.tile(sure, (rows, 1))
 
 
 def test_figures_equal_counting_by_hand(store, tmp_path):

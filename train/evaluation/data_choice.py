@@ -24,7 +24,8 @@ class DataChoice:
 
     Attributes:
         name: `sample`, a COCO-layout json, RefCOCOg's refs pickle, or a store.
-        references: region or sentence, for a refs pickle.
+        references: what has captions of its own: region or sentence of a refs pickle; region or box
+            of a store.
         images: image folder of a json or pickle; None where no pixels are needed.
         instances: boxes of a refs pickle.
         split: `val` of a refs pickle; `FILE.json:NAME` for image numbers of a store.
@@ -65,7 +66,16 @@ def evaluation_set(choice: DataChoice, draw_samples: DrawSamples, *, masks: bool
         truth_table=choice.truth_table,
         image_numbers=numbers,
         first=choice.limit,
+        by_box=_by_box(choice),
     )
+
+
+def _by_box(choice: DataChoice) -> bool:
+    if choice.references not in ("region", "box"):
+        raise ConfigError(
+            f"--references must be region or box for a store, got {choice.references!r}"
+        )
+    return choice.references == "box"
 
 
 def _refcocog(choice: DataChoice) -> GroundTruth:

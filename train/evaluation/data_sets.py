@@ -75,6 +75,7 @@ def from_store(
     truth_table: str | None = None,
     image_numbers: Iterable[int] | None = None,
     first: int = 0,
+    by_box: bool = False,
     storage_options: Mapping[str, str] | None = None,
 ) -> EvalSet:
     """A store as an evaluation set: its own masks, boxes and captions are the truth.
@@ -86,6 +87,8 @@ def from_store(
         image_numbers: only these images, by their source's own numbers; such as one split of Visual
             Genome.
         first: only the first so many of them; 0 for all.
+        by_box: regions of the same box are one, with all their phrases as references; otherwise
+            each has its own phrase alone, as in GRiT's test of Visual Genome.
         storage_options: for object stores, as Lance takes them.
 
     Raises:
@@ -108,6 +111,8 @@ def from_store(
     if not records:
         raise SourceError(f"{store}: none of the wanted images is in this store")
     regions, categories = _stored_regions(store, storage_options, records, truth_table)
+    if by_box:
+        regions = _joined_by_box(regions)
     truth = GroundTruth(store.rstrip("/").rsplit("/", 1)[-1], records, categories, regions)
 
     def pixels(image_id: int) -> Rgb:
@@ -115,6 +120,17 @@ def from_store(
         return _decoded(found[1] or b"", records[image_id], f"{store}, image {image_id}")
 
     return EvalSet(truth, pixels)
+
+
+def _joined_by_box(regions: pa.Table) -> pa.Table:
+    """Captioned regions, the first of each box with the references of all."""
+    found: dict[tuple[float, ...], dict[str, Any]] = {}
+    for row in regions.to_pylist():
+        if row["captions"]:
+            first = found.setdefault((row["image_id"], *row["bbox_xywh"]), row)
+            if first is not row:
+                first["captions"] += row["captions"]
+    return region_table(iter(found.values()))
 
 
 def _numbered(

@@ -168,6 +168,11 @@ class TapRegions:
         return self._classes.names
 
     @property
+    def names_classes(self) -> bool:
+        """Whether there are class names."""
+        return self.classes is not None or self.tap.concepts is not None
+
+    @property
     def _classes(self) -> ConceptTable:
         classes = self.classes or self.tap.concepts
         if classes is None:

@@ -24,6 +24,8 @@ JAVA_HINT = (
     "are of lower-cased words (Debian: apt-get install default-jre-headless)"
 )
 
+CAPTION_EVAL_HINT = 'caption metrics need pycocoevalcap: pip install "tap-engine[caption-eval]"'
+
 Texts = Mapping[int | str, Sequence[str]]
 Tokens = Mapping[int | str, list[str]]
 
@@ -47,22 +49,28 @@ class CaptionScores:
 
 
 def score_captions(
-    references: Texts, captions: Mapping[int | str, str], *, java: bool | None = None
+    references: Texts,
+    captions: Mapping[int | str, str],
+    *,
+    java: bool | None = None,
+    meteor: bool = True,
 ) -> CaptionScores:
-    """Score one caption per region.
+    """Score one caption for each region.
 
     Args:
         references: region -> its reference texts, one or more; CIDEr's document frequencies come
             from all of them.
         captions: region -> what the model said; exactly the regions of `references`.
         java: use Java; by default where `java` is on PATH.
+        meteor: count METEOR where there is Java; it takes 2 GB of memory.
 
     Raises:
         SchemaError: a region lacks its caption or its references, or a caption no region asked for.
         ConfigError: pycocoevalcap is not installed.
         SourceError: Java failed.
     """
-    _require_pycocoevalcap()
+    if not can_score_captions():
+        raise ConfigError(CAPTION_EVAL_HINT)
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.rouge.rouge import Rouge
@@ -80,7 +88,7 @@ def score_captions(
 
     bleu, _ = Bleu(4).compute_score(truths, candidates, verbose=0)
     metrics = {f"BLEU@{n}": float(score) for n, score in enumerate(bleu, start=1)}
-    if java:
+    if java and meteor:
         metrics["METEOR"] = _meteor(truths, candidates)
     metrics["ROUGE-L"] = float(Rouge().compute_score(truths, candidates)[0])
     metrics["CIDEr"] = float(Cider().compute_score(truths, candidates)[0])
@@ -108,11 +116,9 @@ def _require_same_regions(references: Texts, captions: Mapping[int | str, str]) 
         raise SchemaError(f"region {empty[0]!r} of the truth has no reference text")
 
 
-def _require_pycocoevalcap() -> None:
-    if importlib.util.find_spec("pycocoevalcap") is None:
-        raise ConfigError(
-            'caption metrics need pycocoevalcap: pip install "tap-engine[caption-eval]"'
-        )
+def can_score_captions() -> bool:
+    """Whether pycocoevalcap is installed."""
+    return importlib.util.find_spec("pycocoevalcap") is not None
 
 
 def _ptb_tokens(lines: Sequence[str]) -> list[str]:

@@ -1,13 +1,14 @@
 import json
 from pathlib import Path
 
+import lance
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from tap_engine.pipeline.store import Store
-from tap_engine.schemas.errors import SchemaError, SourceError, StoreError
+from tap_engine.schemas.errors import ConfigError, SchemaError, SourceError, StoreError
 from tap_engine.schemas.keys import pack_image_id, region_key
 from tap_engine.schemas.provenance import Provenance
 from tap_engine.schemas.tables import (
@@ -20,10 +21,12 @@ from tap_engine.schemas.tables import (
 )
 from tap_engine.schemas.truth import truth_schema
 from tap_engine.train.evaluation import data_sets as eval_sets
-from tap_engine.train.evaluation.data_sets import from_store, with_folder
+from tap_engine.train.evaluation.data_choice import DataChoice, evaluation_set
+from tap_engine.train.evaluation.data_sets import EvalSet, from_store, with_folder
 from tap_engine.train.evaluation.ground_truth import read_coco_layout
 from tests.scenes import draw_scene
-from tests.train.evaluation.eval_world import write_coco
+from tests.train.evaluation.eval_world import coco_set, write_coco
+from tests.train.small_store import make_store
 
 
 def test_images_are_found_under_path_coco_folder_or_flat(tmp_path: Path) -> None:
@@ -167,3 +170,39 @@ def test_the_truth_table_names_the_objects(store: str, tmp_path: Path) -> None:
         from_store(store, truth_table=str(table))
     with pytest.raises(SourceError, match="expected a truth table"):
         from_store(store, truth_table=str(tmp_path / "none"))
+
+
+def test_a_limit_takes_the_first_images_whatever_holds_them(tmp_path: Path) -> None:
+    path = str(write_coco(tmp_path, images=3))
+    folder = str(tmp_path / "images")
+    asked: list[int] = []
+
+    def draw(scenes: int) -> EvalSet:
+        asked.append(scenes)
+        return coco_set(tmp_path / "drawn", images=2)
+
+    choice = DataChoice(name=path, images=folder, references="region", limit=2)
+    assert list(evaluation_set(choice, draw).truth.images) == [1, 2] and not asked
+    evaluation_set(DataChoice(name="sample", references="region", limit=2), draw)
+    assert asked == [2]
+    store = make_store(tmp_path / "store", 4)
+    every = evaluation_set(DataChoice(name=str(store), references="region"), draw).truth
+    first = evaluation_set(DataChoice(name=str(store), references="region", limit=2), draw).truth
+    assert list(first.images) == list(every.images)[:2] and len(every.images) == 4
+    with pytest.raises(ConfigError, match="must be region or box for a store"):
+        evaluation_set(DataChoice(name=str(store), references="sentence"), draw)
+
+
+def test_phrases_of_one_box_are_one_question_if_wanted(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "s", 1, source="vg", captions=True, boxes=True, first_id=2)
+    path = str(store / "regions.lance")
+    table = lance.dataset(path).to_table()
+    at = table.column_names.index("bbox_xywh")
+    boxes = table["bbox_xywh"].combine_chunks()
+    same = boxes.take(pa.array([0, 1, 0, *range(3, len(table))]))
+    lance.write_dataset(table.set_column(at, table.schema.field(at), same), path, mode="overwrite")
+    each, joined = (from_store(str(store), by_box=by_box).truth for by_box in (False, True))
+    assert [len(texts) for texts in each.references(each.regions)] == [1] * len(table)
+    texts = table["caption"].to_pylist()
+    expected = [[texts[0], texts[2]], [texts[1]], *([text] for text in texts[3:])]
+    assert joined.references(joined.regions) == expected
