@@ -63,6 +63,10 @@ class VisualGenomeSource:
         image_data: image_data.json.
         images: folders with N.jpg, or with VG_100K and VG_100K_2 in them.
         splits: densecap's split file; None leaves `split` empty.
+
+    Raises:
+        SourceError: a folder or the split file cannot be read (seen at once, said at once).
+        SchemaError: the split file is of another layout.
     """
 
     name = "vg"
@@ -74,10 +78,8 @@ class VisualGenomeSource:
     ) -> None:
         self._regions = absolute_uri(regions)
         self._image_data = absolute_uri(image_data)
-        self._images = [absolute_uri(uri) for uri in images]
-        self._splits_uri = absolute_uri(splits) if splits else None
-        self._splits: dict[int, int] = {}
-        self._folders: list[str] = []
+        self._folders = [folder for uri in images for folder in _photo_folders(absolute_uri(uri))]
+        self._splits = read_splits(absolute_uri(splits)) if splits else None
         self._staged: Staged | None = None
         self._staged_uri = ""
         self._settings: dict[str, Any] = {}
@@ -99,12 +101,10 @@ class VisualGenomeSource:
         Some minutes for the whole of v1.2.
 
         Raises:
-            SourceError: a file or folder is not there or cannot be read.
+            SourceError: the file is not there or cannot be read.
             SchemaError: it is not of this layout.
         """
         self._index_folder = index_folder
-        self._splits = read_splits(self._splits_uri) if self._splits_uri else {}
-        self._folders = [folder for uri in self._images for folder in _photo_folders(uri)]
         self._staged = find_staged(self._regions, index_folder) if index_folder else None
         if self._staged is None:
             self._scratch = TemporaryDirectory(prefix="tap-visual-genome-")
@@ -113,7 +113,7 @@ class VisualGenomeSource:
         self._settings = {
             "annotations": self._staged.digest,
             "cleaning_rules": RULES_VERSION,
-            "splits": _fingerprint(self._splits) if self._splits_uri else None,
+            "splits": None if self._splits is None else _fingerprint(self._splits),
         }
 
     @property
@@ -166,7 +166,7 @@ class VisualGenomeSource:
                     Reason.ANNOTATIONS_MISSING, f"no size of image {number} in image_data", number
                 )
             else:
-                split = self._splits.get(number, -1)
+                split = (self._splits or {}).get(number, -1)
                 spans[number] = _Span(photos[number], *sizes[number], batch, offset, count, split)
         numbers = list(spans)
         parts = (numbers[at : at + unit_images] for at in range(0, len(numbers), unit_images))
