@@ -65,6 +65,7 @@ class Mutant:
         return f"there is no {', '.join(missing)}" if missing else None
 
 
+OBJECTIVE = ("tests/train/test_objective.py",)
 VERIFY = ("tests/pipeline/test_verify.py",)
 MUTANTS = (
     Mutant(
@@ -170,6 +171,112 @@ MUTANTS = (
         "int(gpus / gpus_each)",
         "int(gpus)",
         ("tests/pipeline/test_layout.py",),
+    ),
+    Mutant(
+        "T1",
+        "the paper's concept loss the wrong way round",
+        "train/concepts.py",
+        "return concept_kl_loss(space.student_log_probs(embeds), target)",
+        "return concept_reverse_kl_loss(space.student_log_probs(embeds), target)",
+        OBJECTIVE,
+    ),
+    Mutant(
+        "T2",
+        "regions without a mask learn by a made-up one",
+        "train/objective.py",
+        "return torch.where(has_mask, best, routed)",
+        "return best",
+        OBJECTIVE,
+    ),
+    Mutant(
+        "T3",
+        "no balanced start",
+        "train/objective.py",
+        "fade = min(step / w.balanced_steps, 1.0) if w.balanced_steps else 1.0",
+        "fade = 1.0",
+        OBJECTIVE,
+    ),
+    Mutant(
+        "T4",
+        "the auxiliary loss is halved by a second stage",
+        "train/objective.py",
+        'times = 1 if term.name == "auxiliary" else self.prompts.stages',
+        "times = self.prompts.stages",
+        OBJECTIVE,
+    ),
+    Mutant(
+        "T20",
+        "the auxiliary loss counts regions that no teacher saw",
+        "train/terms.py",
+        '"pooled": batch.valid & batch.has_mask & batch.has_concepts',
+        '"pooled": batch.valid & batch.has_mask',
+        OBJECTIVE,
+    ),
+    Mutant(
+        "T16",
+        "training goes on in evaluation mode after a measurement",
+        "train/run.py",
+        "            self.objective.train()\n",
+        "            pass\n",
+        ("tests/train/test_loop.py::test_training_goes_on_in_training_mode_after_a_measurement",),
+    ),
+    Mutant(
+        "T8",
+        "boxes of regions that the view cuts are not tightened",
+        "train/data/examples.py",
+        "boxes[row] = _tightened(boxes[row], cover, config.image_px)",
+        "pass",
+        ("tests/train/data/test_examples.py",),
+    ),
+    Mutant(
+        "T6",
+        "runs begin at the same rows in every epoch",
+        "train/data/order.py",
+        "shift = (mixed_bits(self.seed, epochs, -1)",
+        "shift = (mixed_bits(self.seed, 0 * epochs, -1)",
+        ("tests/train/data/test_order.py",),
+    ),
+    Mutant(
+        "L2",
+        "unreadable images never stop a run",
+        "train/loop.py",
+        "if self.problems > most:",
+        "if False:",
+        ("tests/train/test_loop.py::test_too_many_unreadable_images_stop_the_run",),
+    ),
+    Mutant(
+        "G1",
+        "a resumed run keeps the log lines after its checkpoint",
+        "train/run_log.py",
+        " if _step_of(line) <= step]",
+        "]",
+        (
+            "tests/train/test_loop.py::test_lines_after_the_checkpoint_are_dropped_when_a_run_goes_on",
+        ),
+    ),
+    Mutant(
+        "T14",
+        "on a tie the click goes outside",
+        "train/evaluation/clicks.py",
+        "if missing >= surplus:",
+        "if missing > surplus:",
+        ("tests/train/evaluation/test_clicks.py",),
+    ),
+    Mutant(
+        "J1",
+        "exit code 3 at exactly the limit",
+        "jobs/output.py",
+        "if summary.reject_share <= limit:",
+        "if summary.reject_share < limit:",
+        ("tests/jobs/test_data_cli.py",),
+    ),
+    Mutant(
+        "J5",
+        "--limit N takes the last N images",
+        "train/evaluation/data_choice.py",
+        "list(data.truth.images)[:limit]",
+        "list(data.truth.images)[-limit:]",
+        ("tests/jobs/test_eval_commands.py",),
     ),
     Mutant(
         "wheel",
