@@ -1,1 +1,1 @@
-"""Commands: parse, wire, print one summary."""
+"""Commands of the three programs: each parses, calls one function and prints one summary."""

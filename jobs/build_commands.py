@@ -48,7 +48,9 @@ def build_semantic(
         typer.Argument(help="SA-1B tars, folders of tars or of sa_N.jpg; or own photos' folder."),
     ],
     out: OutOption,
-    recipe: Annotated[str, typer.Option(help="See `tap-data recipes`.")] = "semantic-sa1b",
+    recipe: Annotated[
+        str, typer.Option(help="The settings to start from; `tap-data recipes` lists them.")
+    ] = "semantic-sa1b",
     set_: SetOption = None,
     source: Annotated[str, typer.Option(help=SOURCE_HELP)] = "sa1b",
     photos: Annotated[str, typer.Option(help=PHOTOS_HELP)] = "as-is",
@@ -59,7 +61,10 @@ def build_semantic(
     device: DeviceOption = None,
     download: DownloadOption = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and its cost; write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Measure a few units, print the plan and its cost, write nothing."
+        ),
     ] = False,
     take_over: TakeOverOption = False,
     storage_option: StorageOption = None,

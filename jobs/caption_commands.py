@@ -36,15 +36,21 @@ def register(app: typer.Typer) -> None:
 
 
 def import_visual_genome(
-    regions: Annotated[str, typer.Option(help="region_descriptions.json of v1.0 or v1.2.")],
-    image_data: Annotated[str, typer.Option(help="image_data.json.")],
+    regions: Annotated[
+        str, typer.Option(help="The file region_descriptions.json of Visual Genome 1.0 or 1.2.")
+    ],
+    image_data: Annotated[str, typer.Option(help="The file image_data.json.")],
     images: Annotated[
         list[str],
-        typer.Option(help="Folder of N.jpg, or with VG_100K and VG_100K_2 in it; repeatable."),
+        typer.Option(help="A folder with N.jpg, or with VG_100K and VG_100K_2; repeatable."),
     ],
     out: OutOption,
-    splits: Annotated[str | None, typer.Option(help="densecap_splits.json.")] = None,
-    recipe: Annotated[str, typer.Option(help="See `tap-data recipes`.")] = "captions",
+    splits: Annotated[
+        str | None, typer.Option(help="The file densecap_splits.json, which says what is held out.")
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="The settings to start from; `tap-data recipes` lists them.")
+    ] = "captions",
     set_: SetOption = None,
     teacher: TeacherOption = None,
     pretrained: PretrainedOption = None,
@@ -58,10 +64,10 @@ def import_visual_genome(
     ray_wheel: RayWheelOption = None,
     cpus: CpusOption = None,
 ) -> None:
-    """Write a store of Visual Genome's boxes and phrases, cleaned and raw.
+    """Write a store of Visual Genome's boxes with their phrases, cleaned and raw.
 
     Missing photos, empty boxes and empty phrases go to `rejects`. With --teacher the boxes are
-    embedded, too. The same command again continues.
+    embedded as well. The same command again continues where it stopped.
     """
     with command_errors():
         from tap_engine.jobs.cluster import ray_session
@@ -92,21 +98,28 @@ def import_visual_genome(
 
 def mix(
     stores: Annotated[
-        list[str], typer.Option(help="Store of SA-1B or of captioned images; repeatable.")
+        list[str], typer.Option(help="A store of SA-1B or of captioned images; repeatable.")
     ],
-    out: Annotated[str, typer.Option(help="Where table `mixture` goes: a new folder or prefix.")],
-    subsets: Annotated[int, typer.Option(help="How many.")] = 4,
-    regions: Annotated[str, typer.Option(help="Of each subset: 100M, 250k, 5000.")] = "100M",
+    out: Annotated[str, typer.Option(help="The new folder or prefix for the table `mixture`.")],
+    subsets: Annotated[int, typer.Option(help="The number of subsets.")] = 4,
+    regions: Annotated[
+        str, typer.Option(help="The number of regions per subset, such as 100M, 250k or 5000.")
+    ] = "100M",
     share: Annotated[
         list[str] | None,
-        typer.Option(help="SOURCE=SHARE of each subset's regions; repeatable. Default: vg=0.04."),
+        typer.Option(
+            help="A source's share of each subset's regions, as SOURCE=SHARE; "
+            "repeatable. vg=0.04 by default."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Another seed draws other images.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="The seed of the drawing; another seed draws other images.")
+    ] = 0,
     storage_option: StorageOption = None,
 ) -> None:
     """Plan CaptionSA-400M: which images each subset trains on; nothing is copied.
 
-    Reads counts of images only. Small stores give small subsets with the same shares.
+    The plan needs only the counts of images. Small stores give small subsets with the same shares.
     """
     with command_errors():
         from tap_engine.pipeline.mixing import (

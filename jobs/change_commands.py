@@ -30,7 +30,9 @@ def register(app: typer.Typer) -> None:
 
 def reproject(
     store: StoreArgument,
-    vocabulary: Annotated[str, typer.Option(help="merged-2560, or a file of names.")],
+    vocabulary: Annotated[
+        str, typer.Option(help="The concept names: merged-2560, or a file of names.")
+    ],
     teacher: TeacherOption = None,
     pretrained: PretrainedOption = None,
     device: DeviceOption = None,
@@ -61,12 +63,17 @@ def reproject(
 
 
 def build_concepts(
-    out: Annotated[str, typer.Option(help="File to write, in the official two-element form.")],
+    out: Annotated[
+        str, typer.Option(help="The file to write, in the form of the official concept files.")
+    ],
     teacher: TeacherOption = None,
     pretrained: PretrainedOption = None,
     vocabulary: VocabularyOption = None,
     template: Annotated[
-        list[str] | None, typer.Option(help="With {}; several are averaged. Default: 'a {}'.")
+        list[str] | None,
+        typer.Option(
+            help="A sentence with {} for the name; several are averaged. 'a {}' by default."
+        ),
     ] = None,
     device: DeviceOption = None,
     download: DownloadOption = False,

@@ -20,15 +20,17 @@ def register_data(app: typer.Typer) -> None:
 def import_conversations(
     files: Annotated[
         list[str],
-        typer.Argument(help="LLaVA-style json, jsonl or parquet, gzipped or not."),
+        typer.Argument(
+            help="Conversations in LLaVA's form: json, jsonl or parquet, gzipped or not."
+        ),
     ],
     out: Annotated[str, typer.Option(help="The store: a folder or s3:// / gs:// prefix.")],
     images: Annotated[
         str | None,
-        typer.Option(help="The folder below which images lie, or a store that holds them."),
+        typer.Option(help="The folder below which the images lie, or a store that holds them."),
     ] = None,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Write over conversations that are there.")
+        bool, typer.Option("--replace", help="Replace the conversations that the store holds.")
     ] = False,
     storage_option: StorageOption = None,
 ) -> None:

@@ -1,4 +1,4 @@
-"""The teacher itself as a classifier of boxes: the papers' "image-level CLIP" rows.
+"""The CLIP teacher as a classifier of boxes, for the papers' "image-level CLIP" rows.
 
 Every ground truth box is cropped and embedded by the CLIP model, one forward pass per box; the
 distribution over the data set's class names is the prediction. It is the upper bound that a model

@@ -1,4 +1,4 @@
-"""`tap-data`: builds stores, looks into them and changes them; each command stands in its file."""
+"""The program `tap-data`: builds stores, looks into them and changes them."""
 
 import typer
 

@@ -29,11 +29,15 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     data: Annotated[
         str,
-        typer.Option(help="sample; COCO, LVIS or GRiT json; refs(umd).p; or a store."),
+        typer.Option(
+            help="The data: 'sample', a COCO, LVIS or GRiT json, a refs(umd).p, or a store."
+        ),
     ],
-    model: Annotated[str | None, typer.Option(help="Run or checkpoint folder.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model: a run folder or a checkpoint folder.")
+    ] = None,
     out: Annotated[
-        str, typer.Option(help="Folder or URI for predictions, scores and report.")
+        str, typer.Option(help="The folder or URI for predictions, scores and report.")
     ] = "eval",
     task: Annotated[
         list[str] | None,
@@ -41,45 +45,67 @@ def evaluate(
             help=f"{', '.join(task_names())}; repeatable, all that data and model allow by default."
         ),
     ] = None,
-    images: Annotated[str | None, typer.Option(help="Image folder of a json or pickle.")] = None,
+    images: Annotated[
+        str | None, typer.Option(help="The folder with the images of a json or pickle.")
+    ] = None,
     boxes: Annotated[
         str | None,
-        typer.Option(help="Detector results (.json) for segmentation; else ground truth boxes."),
+        typer.Option(
+            help="A detector's results (.json) as box prompts for segmentation; ground "
+            "truth boxes by default."
+        ),
     ] = None,
-    truth: Annotated[str | None, typer.Option(help="Truth table of a sample store.")] = None,
-    instances: Annotated[str | None, typer.Option(help="instances.json of a refs pickle.")] = None,
+    truth: Annotated[str | None, typer.Option(help="The truth table of a sample store.")] = None,
+    instances: Annotated[
+        str | None, typer.Option(help="The instances.json that belongs to a refs pickle.")
+    ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="val, train or test of a refs pickle; FILE.json:NAME of a store."),
+        typer.Option(
+            help="The part to use: val, train or test of a refs pickle, or "
+            "FILE.json:NAME of a store."
+        ),
     ] = None,
     references: Annotated[
         str,
         typer.Option(help="One question per: region; sentence of a refs pickle; box of a store."),
     ] = "region",
     concepts: Annotated[
-        str | None, typer.Option(help="concepts.safetensors with the data's class names.")
+        str | None, typer.Option(help="A concepts.safetensors with the data's class names.")
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="CLIP model that embeds class names instead.")
+        str | None,
+        typer.Option(help="The CLIP model that embeds the class names if there is no --concepts."),
     ] = None,
     crops_with: Annotated[
-        str | None, typer.Option(help="Classify crops with this CLIP model; no --model then.")
+        str | None, typer.Option(help="Classify crops with this CLIP model instead of --model.")
     ] = None,
     crop_fill: Annotated[
-        str, typer.Option(help="Outside the mask of such a crop: keep, mean or black.")
+        str, typer.Option(help="What a crop shows outside of the mask: keep, mean or black.")
     ] = "keep",
-    limit: Annotated[int, typer.Option(help="Only the first images; 0 for all.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")] = "fp32",
-    chunk: Annotated[int, typer.Option(help="Prompts decoded at a time; bounds memory.")] = 64,
-    name: Annotated[str | None, typer.Option(help="What the row is called.")] = None,
+    limit: Annotated[int, typer.Option(help="Use only the first N images; 0 uses all.")] = 0,
+    device: Annotated[str, typer.Option(help="The device: auto, cpu, cuda or cuda:1.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="The precision of the arithmetic: auto, fp32, fp16 or bf16.")
+    ] = "fp32",
+    chunk: Annotated[
+        int,
+        typer.Option(help="The number of prompts that are decoded at a time; it bounds memory."),
+    ] = 64,
+    name: Annotated[str | None, typer.Option(help="The name of the row in the tables.")] = None,
     data_name: Annotated[
-        str, typer.Option(help="Name of the data: coco, lvis, visual-genome, refcocog, ...")
+        str,
+        typer.Option(
+            help="The name of the data set, which files do not record: coco, lvis, refcocog, ..."
+        ),
     ] = "",
     box_source: Annotated[
-        str, typer.Option(help="What --boxes are, such as vitdet-h; its file name by default.")
+        str,
+        typer.Option(
+            help="The detector that made --boxes, such as vitdet-h; the file's name by default."
+        ),
     ] = "",
-    as_json: Annotated[bool, typer.Option("--json", help="Print json, not a table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print json instead of a table.")] = False,
 ) -> None:
     """Predict with the papers' protocols, then score.
 
@@ -124,28 +150,33 @@ def evaluate(
 
 
 def ablate(
-    out: Annotated[Path, typer.Option(help="Folder for runs, predictions and report.")],
+    out: Annotated[Path, typer.Option(help="The folder for runs, predictions and report.")],
     store: Annotated[
         list[str] | None,
-        typer.Option(help="Sample-world store to pre-train on; repeatable."),
+        typer.Option(help="A store of the sample world to pre-train on; repeatable."),
     ] = None,
     captions: Annotated[
-        str, typer.Option(help="Captioned store: also semantic against mask token.")
+        str,
+        typer.Option(
+            help="A captioned store; adds the ablation of semantic token against mask token."
+        ),
     ] = "",
     model: Annotated[
-        str, typer.Option(help="With --captions: tune this model, pre-train none.")
+        str, typer.Option(help="The model to tune on --captions, instead of pre-training one.")
     ] = "",
-    recipe: Annotated[str, typer.Option(help="What pre-trainings start from.")] = "sample",
+    recipe: Annotated[
+        str, typer.Option(help="The recipe that all pre-trainings start from.")
+    ] = "sample",
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of pre-trainings."),
+        typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of all pre-trainings."),
     ] = None,
     set_captions: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="Change a setting of caption tunings."),
+        typer.Option(metavar="NAME=VALUE", help="Change a setting of all caption tunings."),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Held-out scenes; 0 for the usual 100.")] = 0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print json, not a table.")] = False,
+    limit: Annotated[int, typer.Option(help="The number of held-out scenes; 0 takes 100.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print json instead of a table.")] = False,
 ) -> None:
     """Train the papers' ablations on the sample world and set their scores side by side.
 
@@ -189,35 +220,54 @@ def score(
     ],
     predictions: Annotated[
         str,
-        typer.Option(help="COCO results .json, .parquet, .lance, or a folder of `tap-train eval`."),
+        typer.Option(
+            help="The predictions: COCO results (.json), .parquet, .lance, or a folder "
+            "that `eval` wrote."
+        ),
     ],
-    name: Annotated[str, typer.Option(help="What the row is called.")] = "this run",
+    name: Annotated[str, typer.Option(help="The name of the row in the tables.")] = "this run",
     data: Annotated[
-        str, typer.Option(help="Name of the data: coco, lvis, visual-genome, refcocog, ...")
+        str,
+        typer.Option(
+            help="The name of the data set, which files do not record: coco, lvis, refcocog, ..."
+        ),
     ] = "",
     box_source: Annotated[
-        str, typer.Option(help="Where box prompts came from: gt, vitdet-h, ...")
+        str,
+        typer.Option(
+            help="The origin of the box prompts, which files do not record: gt, vitdet-h, ..."
+        ),
     ] = "",
     out: Annotated[
-        Path | None, typer.Option(help="Folder for score.json, report.md and report.json.")
+        Path | None, typer.Option(help="The folder for score.json, report.md and report.json.")
     ] = None,
-    instances: Annotated[str | None, typer.Option(help="instances.json of a refs pickle.")] = None,
+    instances: Annotated[
+        str | None, typer.Option(help="The instances.json that belongs to a refs pickle.")
+    ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="val, train or test of a refs pickle; FILE.json:NAME of a store."),
+        typer.Option(
+            help="The part to use: val, train or test of a refs pickle, or "
+            "FILE.json:NAME of a store."
+        ),
     ] = None,
     references: Annotated[
         str,
         typer.Option(help="One question per: region; sentence of a refs pickle; box of a store."),
     ] = "region",
     truth_table: Annotated[
-        str | None, typer.Option(help="What the regions of a sample store are.")
+        str | None, typer.Option(help="The truth table of a sample store.")
     ] = None,
-    limit: Annotated[int, typer.Option(help="As it was for `eval`; 0 for all.")] = 0,
+    limit: Annotated[
+        int,
+        typer.Option(
+            help="Score only the first N images: the N that was given to `eval`. 0 scores all."
+        ),
+    ] = 0,
     partial: Annotated[
         bool, typer.Option("--partial", help="Score the images that were predicted so far.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print json, not a table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print json instead of a table.")] = False,
 ) -> None:
     """Score a prediction file, anybody's, with the official metrics.
 
@@ -252,13 +302,21 @@ def score(
 
 def report(
     scores: Annotated[
-        list[Path], typer.Argument(help="score.json files, or folders of `score` or `eval`.")
+        list[Path],
+        typer.Argument(
+            help="The scores: score.json files, or folders that `score` or `eval` wrote."
+        ),
     ],
     apart: Annotated[
-        bool, typer.Option("--apart", help="A table for each test, where stamps are unlike.")
+        bool,
+        typer.Option(
+            "--apart", help="Print one table per test where the scores are of different tests."
+        ),
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Folder for report.md and report.json.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print json, not a table.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="The folder for report.md and report.json.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print json instead of a table.")] = False,
 ) -> None:
     """Scores side by side, and beside the published ones; unlike tests are refused."""
     with command_errors():

@@ -26,7 +26,7 @@ def verify(
     store: StoreArgument,
     storage_option: StorageOption = None,
 ) -> None:
-    """Check every promise a store makes; exit code 0 when all hold, 4 when one does not."""
+    """Check every promise of a store; the exit code is 0 if all hold, 4 if one does not."""
     with command_errors():
         from tap_engine.pipeline.verify import verify as run
 
@@ -44,11 +44,17 @@ def inspect(
     store: StoreArgument,
     key: Annotated[
         int | None,
-        typer.Option(min=0, max=MAX_KEY, help="One region: its row, concepts, picture."),
+        typer.Option(
+            min=0,
+            max=MAX_KEY,
+            help="The key of one region: shows its row and concepts, saves its picture.",
+        ),
     ] = None,
-    top: Annotated[int, typer.Option(help="How many concepts.")] = 5,
-    png: Annotated[str | None, typer.Option(help="Where the picture goes; region_KEY.png.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    top: Annotated[int, typer.Option(help="The number of concepts to show.")] = 5,
+    png: Annotated[
+        str | None, typer.Option(help="The file for the picture; region_KEY.png by default.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print json.")] = False,
     storage_option: StorageOption = None,
 ) -> None:
     """Show what is in a store, or one region by key."""
@@ -70,17 +76,28 @@ def query(
     store: StoreArgument,
     filter: Annotated[
         str | None,
-        typer.Option(help="Lance SQL; also: concept = 'dog', has_concept('dog')."),
+        typer.Option(
+            help="A condition in Lance's SQL, with two words of ours: concept = 'dog', "
+            "has_concept('dog')."
+        ),
     ] = None,
     columns: Annotated[
-        str | None, typer.Option(help="Comma-separated; also: concept, concepts.")
+        str | None,
+        typer.Option(help="The columns, comma-separated; `concept` and `concepts` give names."),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Rows; 0 for all. Default: 20 to the screen.")] = -1,
-    format: Annotated[str, typer.Option(help="table, json (lines), csv or parquet.")] = "table",
-    out: Annotated[str | None, typer.Option(help="File; standard output by default.")] = None,
+    limit: Annotated[
+        int,
+        typer.Option(help="The number of rows at most; 0 gives all. On a screen 20 by default."),
+    ] = -1,
+    format: Annotated[
+        str, typer.Option(help="The form: table, json (one object per line), csv or parquet.")
+    ] = "table",
+    out: Annotated[
+        str | None, typer.Option(help="The file to write; standard output by default.")
+    ] = None,
     storage_option: StorageOption = None,
 ) -> None:
-    """Regions that match a filter."""
+    """List regions that match a filter."""
     with command_errors():
         from tap_engine.jobs.output import write_rows
         from tap_engine.pipeline.query import Query, run_query
@@ -97,16 +114,21 @@ def nearest(
     store: StoreArgument,
     key: Annotated[
         int,
-        typer.Option(min=0, max=MAX_KEY, help="The region to start from; `query` lists keys."),
+        typer.Option(
+            min=0, max=MAX_KEY, help="The key of the region to start from; `query` lists keys."
+        ),
     ],
-    top: Annotated[int, typer.Option(help="How many.")] = 8,
+    top: Annotated[int, typer.Option(help="The number of regions to show.")] = 8,
     filter: Annotated[
-        str | None, typer.Option(help="Search only regions that match; as for query.")
+        str | None,
+        typer.Option(help="Search only regions that match this condition; as in `query`."),
     ] = None,
-    format: Annotated[str, typer.Option(help="table, json (lines) or csv.")] = "table",
+    format: Annotated[
+        str, typer.Option(help="The form: table, json (one object per line) or csv.")
+    ] = "table",
     storage_option: StorageOption = None,
 ) -> None:
-    """Regions whose embeddings are nearest to one region's."""
+    """List the regions whose embeddings are most similar to those of one region."""
     with command_errors():
         from tap_engine.jobs.output import write_rows
         from tap_engine.pipeline.nearest import nearest_regions
@@ -117,13 +139,16 @@ def nearest(
 
 def picture(
     store: StoreArgument,
-    out: Annotated[Path, typer.Option(help="PNG to write.")],
-    images: Annotated[int, typer.Option(help="The store's first N images.")] = 6,
+    out: Annotated[Path, typer.Option(help="The PNG file to write.")],
+    images: Annotated[
+        int, typer.Option(help="The number of images: the first N of the store.")
+    ] = 6,
     truth: Annotated[
-        Path | None, typer.Option(help="Truth table of sample scenes: marks what is wrong.")
+        Path | None,
+        typer.Option(help="The truth table of sample scenes; wrong names are then marked."),
     ] = None,
 ) -> None:
-    """Draw a store's masks with their most probable concepts."""
+    """Draw images of a store with their masks and the most probable concept of each."""
     with command_errors():
         from tap_engine.pipeline.picture import draw_picture, read_scenes
 

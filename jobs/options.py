@@ -22,7 +22,7 @@ BUILD, LOOK, CHANGE, SAMPLE_WORLD = "Build", "Look", "Change", "Sample world"
 RAY = "Ray"
 """Panel of a command's own help."""
 
-StoreArgument = Annotated[str, typer.Argument(help="Path or URI of a store.")]
+StoreArgument = Annotated[str, typer.Argument(help="The store: a path or URI.")]
 OutOption = Annotated[str, typer.Option(help="The store: a folder or s3:// / gs:// prefix.")]
 SetOption = Annotated[
     list[str] | None,
@@ -34,40 +34,57 @@ SetOption = Annotated[
 ]
 TeacherOption = Annotated[
     str | None,
-    typer.Option(help="open_clip model name, model folder, hf-hub: name, or 'sample'."),
+    typer.Option(
+        help="The CLIP teacher: an open_clip model name, a model folder, an hf-hub: "
+        "name, or 'sample'."
+    ),
 ]
 PretrainedOption = Annotated[
-    str | None, typer.Option(help="Weight tag or file of that model; 'none' for random ones.")
+    str | None,
+    typer.Option(help="The model's weights: a tag, a file, or 'none' for random weights."),
 ]
 VocabularyOption = Annotated[
     str | None, typer.Option(help="merged-2560, a file of names, or source: own labels.")
 ]
 LimitOption = Annotated[
-    int | None, typer.Option(help="Build at most this many images in all; 0 for everything.")
+    int | None, typer.Option(help="Build at most this many images in all; 0 builds everything.")
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option(help="Where the teacher runs: auto, cpu or cuda.", metavar="DEVICE")
+    str | None,
+    typer.Option(help="The device that the teacher runs on: auto, cpu or cuda.", metavar="DEVICE"),
 ]
 DownloadOption = Annotated[
-    bool, typer.Option("--download", help="Allow fetching the teacher's weights.")
+    bool, typer.Option("--download", help="Allow the download of the teacher's weights.")
 ]
 TakeOverOption = Annotated[
-    bool, typer.Option("--take-over", help="Ignore the unexpired lease of another driver.")
+    bool,
+    typer.Option(
+        "--take-over", help="Take the store from another driver whose lease has not expired."
+    ),
 ]
 StorageOption = Annotated[
     list[str] | None,
-    typer.Option(metavar="KEY=VALUE", help="For Lance's object store; repeatable."),
+    typer.Option(metavar="KEY=VALUE", help="An option of Lance's object store; repeatable."),
 ]
 RayAddressOption = Annotated[
-    str | None, typer.Option(help="Address of a running Ray cluster.", rich_help_panel=RAY)
+    str | None,
+    typer.Option(
+        help="The address of a running Ray cluster; a local Ray is started by default.",
+        rich_help_panel=RAY,
+    ),
 ]
 RayWheelOption = Annotated[
     str | None,
-    typer.Option(help="Wheel to ship to the workers of that cluster.", rich_help_panel=RAY),
+    typer.Option(
+        help="The wheel of this package that the workers of that cluster install.",
+        rich_help_panel=RAY,
+    ),
 ]
 CpusOption = Annotated[
     int | None,
-    typer.Option(help="How many CPUs a local Ray may use; all by default.", rich_help_panel=RAY),
+    typer.Option(
+        help="The number of CPUs that a local Ray may use; all by default.", rich_help_panel=RAY
+    ),
 ]
 
 _OLD_FLAGS = {

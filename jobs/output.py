@@ -1,4 +1,4 @@
-"""What commands print: errors in one line, summaries a person can act on."""
+"""What all commands print: errors in one line, summaries that say what to do next."""
 
 import itertools
 import json
@@ -62,7 +62,7 @@ def command_errors() -> Iterator[None]:
 
 
 def print_build_summary(summary: "BuildSummary", out: str) -> None:
-    """Counts, seconds by stage, what was left out, and what to run next."""
+    """Prints counts, seconds per stage, what was left out, and what to run next."""
     typer.echo(
         f"built {summary.images:,} images and {summary.regions:,} regions in "
         f"{summary.seconds:.1f} s ({summary.built_before:,} of {summary.total_images:,} images "
@@ -95,7 +95,7 @@ def print_nothing_built(summary: "BuildSummary") -> bool:
 
 
 def print_left_out(summary: "BuildSummary", limit: float) -> bool:
-    """Whether more than `limit` was left out; says so."""
+    """Tells whether more than `limit` was left out, and prints it."""
     if summary.reject_share <= limit:
         return False
     typer.echo(
@@ -124,7 +124,7 @@ def parse_pairs(options: list[str] | None) -> list[tuple[str, str]]:
 
 
 def print_estimate(found: "Estimate", out: str) -> None:
-    """The plan of a build and its cost."""
+    """Prints the plan of a build and its cost."""
     from tap_engine.pipeline.estimate import gigabytes
 
     about = "" if found.exact else "about "
@@ -151,7 +151,7 @@ def print_estimate(found: "Estimate", out: str) -> None:
 
 
 def print_overview(found: "StoreOverview", as_json: bool) -> None:
-    """Rows, columns, sources, rejects and provenance of a store."""
+    """Prints rows, columns, sources, rejects and provenance of a store."""
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=1))
         return
@@ -169,7 +169,7 @@ def print_overview(found: "StoreOverview", as_json: bool) -> None:
 
 
 def print_region(region: "RegionView", path: str, as_json: bool) -> None:
-    """One region's row and concepts."""
+    """Prints one region's row and concepts."""
     concepts = [{"name": name, "probability": round(share, 4)} for name, share in region.concepts]
     if as_json:
         typer.echo(json.dumps({**region.row, "concepts": concepts, "picture": path}))

@@ -1,4 +1,4 @@
-"""Commands of `tap` that ask a model about prompted regions of a picture: predict."""
+"""Commands of `tap` that ask a model about regions of a picture: predict."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,34 +18,49 @@ def register(app: typer.Typer, *, hidden: bool = False) -> None:
 
 def predict(
     image: Annotated[Path, typer.Argument(help="A picture in any usual format.")],
-    model: Annotated[Path, typer.Option(help="Checkpoint folder or .safetensors file.")],
+    model: Annotated[
+        Path, typer.Option(help="The model: a checkpoint folder, a .safetensors file, or 'sample'.")
+    ],
     box: Annotated[
-        list[str] | None, typer.Option(help="left,top,right,bottom px; one region for each.")
+        list[str] | None,
+        typer.Option(help="A box in px as left,top,right,bottom; repeatable, one region per box."),
     ] = None,
     point: Annotated[
         list[str] | None,
-        typer.Option(help='x,y px, several of one region as "x,y x,y,0" (0: not in it).'),
+        typer.Option(
+            help='Clicks in px as x,y; "x,y x,y,0" are two of one region, the second outside it.'
+        ),
     ] = None,
     mask: Annotated[
-        list[Path] | None, typer.Option(help="Picture of a mask or sketch; inside is not black.")
+        list[Path] | None,
+        typer.Option(
+            help="A picture of a mask or sketch: what is not black is inside; repeatable."
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Picture to write; default IMAGE.tap.png, here.")
+        Path | None,
+        typer.Option(help="The picture to write; IMAGE.tap.png in this folder by default."),
     ] = None,
     json_out: Annotated[
-        Path | None, typer.Option("--json", help="Regions as json; - prints them.")
+        Path | None,
+        typer.Option("--json", help="The json file to write; - prints json instead of text."),
     ] = None,
     concepts: Annotated[
-        str | None, typer.Option(help="Only these names: a vocabulary file, or a,b,c.")
+        str | None, typer.Option(help="The names to choose from: a vocabulary file, or a,b,c.")
     ] = None,
     teacher: Annotated[
-        str | None, typer.Option(help="Teacher of this model, to embed names it has no table of.")
+        str | None,
+        typer.Option(
+            help="The CLIP teacher of this model, which embeds names that the model's table lacks."
+        ),
     ] = None,
-    top_k: Annotated[int, typer.Option(help="Names per region.")] = 5,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
-    precision: Annotated[str, typer.Option(help="auto, fp32, fp16 or bf16.")] = "fp32",
+    top_k: Annotated[int, typer.Option(help="The number of names per region.")] = 5,
+    device: Annotated[str, typer.Option(help="The device: auto, cpu, cuda or cuda:1.")] = "auto",
+    precision: Annotated[
+        str, typer.Option(help="The precision of the arithmetic: auto, fp32, fp16 or bf16.")
+    ] = "fp32",
 ) -> None:
-    """Masks, names and captions of prompted regions, as a picture and as json."""
+    """Predict mask, name and caption of prompted regions; write a picture and json."""
     with command_errors():
         from tap_engine.model.prediction import PredictRequest, run_prediction
 

@@ -13,13 +13,18 @@ import typer
 
 
 def launch(
-    arguments: Annotated[list[str], typer.Argument(help="Command line of tap-train, after --.")],
-    workers: Annotated[int, typer.Option(help="Processes; one per GPU.")] = 8,
-    gpu: Annotated[bool, typer.Option(help="A GPU for each process.")] = True,
-    cpus: Annotated[int, typer.Option(help="CPUs of each process, its loaders' too.")] = 8,
-    restarts: Annotated[int, typer.Option(help="How often to start again after a failure.")] = 3,
+    arguments: Annotated[
+        list[str], typer.Argument(help="The command line of tap-train, after --.")
+    ],
+    workers: Annotated[int, typer.Option(help="The number of processes; one per GPU.")] = 8,
+    gpu: Annotated[bool, typer.Option(help="Give each process a GPU.")] = True,
+    cpus: Annotated[
+        int,
+        typer.Option(help="The number of CPUs per process, including those of its data loaders."),
+    ] = 8,
+    restarts: Annotated[int, typer.Option(help="The number of new starts after failures.")] = 3,
 ) -> None:
-    """Runs `tap-train` in many processes of a Ray cluster; RAY_ADDRESS says which."""
+    """Run `tap-train` in many processes of the Ray cluster that RAY_ADDRESS names."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 

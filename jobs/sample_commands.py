@@ -20,20 +20,28 @@ def register(app: typer.Typer) -> None:
 
 def sample(
     out: Annotated[Path, typer.Argument(help="A new folder, or one to continue.")],
-    scenes: Annotated[int, typer.Option(help="Training scenes, in SA-1B's layout.")] = 500,
+    scenes: Annotated[
+        int, typer.Option(help="The number of training scenes, written in SA-1B's layout.")
+    ] = 500,
     validation: Annotated[
-        int | None, typer.Option(help="Scenes to measure on; a fifth of --scenes by default.")
+        int | None,
+        typer.Option(help="The number of scenes to measure on; a fifth of --scenes by default."),
     ] = None,
     captioned: Annotated[
         int | None,
-        typer.Option(help="Captioned scenes, in Visual Genome's layout; a fifth of --scenes."),
+        typer.Option(
+            help="The number of captioned scenes, written in Visual Genome's layout; a "
+            "fifth of --scenes by default."
+        ),
     ] = None,
-    size: Annotated[int, typer.Option(help="Side of a scene, px; 256 or 512 as a rule.")] = 512,
-    seed: Annotated[int, typer.Option(help="Another seed gives other scenes.")] = 0,
+    size: Annotated[int, typer.Option(help="The side of a scene in px, usually 256 or 512.")] = 512,
+    seed: Annotated[
+        int, typer.Option(help="The seed of the world; another seed gives other scenes.")
+    ] = 0,
     group: Annotated[
-        list[str] | None, typer.Option(help="Only things of this group; repeatable.")
+        list[str] | None, typer.Option(help="Draw only things of this group; repeatable.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes; 0 chooses.")] = 0,
+    workers: Annotated[int, typer.Option(help="The number of processes; 0 chooses.")] = 0,
 ) -> None:
     """Draw a made-up world whose truth is known: shards, captions and a truth table.
 
@@ -82,9 +90,14 @@ def sample_shipped(out: Annotated[Path, typer.Argument(help="A new folder.")]) -
 
 
 def sample_sprites(
-    out: Annotated[Path, typer.Argument(help="The folder of the shipped sheet, or another.")],
+    out: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder for the sheet; the package's own replaces the shipped one."
+        ),
+    ],
     font: Annotated[
-        Path | None, typer.Option(help="NotoColorEmoji.ttf; looked for by default.")
+        Path | None, typer.Option(help="The file NotoColorEmoji.ttf; it is looked for by default.")
     ] = None,
 ) -> None:
     """Draw the sprite sheet of the sample world again, from the font."""
@@ -100,23 +113,33 @@ def sample_sprites(
 
 def train_teacher(
     out: Annotated[Path, typer.Argument(help="A new folder, or one to continue.")],
-    scenes: Annotated[int | None, typer.Option(help="Training scenes.")] = None,
-    validation: Annotated[int | None, typer.Option(help="Scenes for the report.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Crops per step.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights and sampling.")] = None,
+    scenes: Annotated[int | None, typer.Option(help="The number of training scenes.")] = None,
+    validation: Annotated[
+        int | None, typer.Option(help="The number of scenes that the report is measured on.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="The number of optimiser steps.")] = None,
+    batch: Annotated[int | None, typer.Option(help="The number of crops per step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The seed of weights and sampling.")] = None,
     whole_scenes: Annotated[
         int | None,
-        typer.Option(help="Whole scenes per step: for a backbone of Open-Vocabulary SAM."),
+        typer.Option(
+            help="The number of whole scenes per step, for a backbone of Open-Vocabulary SAM."
+        ),
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="At its highest.")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Steps of rise before it.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="The learning rate at its highest.")
+    ] = None,
+    warmup: Annotated[
+        int | None, typer.Option(help="The number of steps in which the learning rate rises.")
+    ] = None,
     start: Annotated[
-        str | None, typer.Option(help="Teacher to go on from: a folder, or sample.")
+        str | None, typer.Option(help="The teacher to continue from: a folder, or 'sample'.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda.")] = None,
-    threads: Annotated[int, typer.Option(help="Of torch on the CPU.")] = 1,
-    workers: Annotated[int, typer.Option(help="Processes that draw; 0 chooses.")] = 0,
+    device: Annotated[str | None, typer.Option(help="The device: cpu or cuda.")] = None,
+    threads: Annotated[
+        int, typer.Option(help="The number of threads that torch uses on the CPU.")
+    ] = 1,
+    workers: Annotated[int, typer.Option(help="The number of processes that draw; 0 chooses.")] = 0,
 ) -> None:
     """Train the `sample` teacher from scratch on crops of the sample world.
 
@@ -163,12 +186,12 @@ def sample_accuracy(
     store: Annotated[str, typer.Argument(help="A store built from sample scenes.")],
     truth: Annotated[Path, typer.Option(help="The folder `truth` that `sample` wrote, or a file.")],
     split: Annotated[
-        str | None, typer.Option(help="Only regions of this split: train or val.")
+        str | None, typer.Option(help="Count only regions of this split: train or val.")
     ] = None,
     at_least: Annotated[
-        float, typer.Option(help="Exit with code 1 when objects' top-1 is below this.")
+        float, typer.Option(help="Exit with code 1 if the top-1 of objects is below this.")
     ] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="One line of json.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one line of json.")] = False,
 ) -> None:
     """Measure how often the top concept of a region is the true one."""
     import json

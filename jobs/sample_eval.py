@@ -23,7 +23,7 @@ from tap_engine.train.evaluation.ground_truth import Category, GroundTruth, Trut
 
 SCENES = 100
 SIZE_PX = 256
-"""Side of a scene; what the tiny model sees without resizing."""
+"""Side of a scene in px: what the tiny model sees without resizing."""
 
 
 def sample_set(scenes: int = 0, size_px: int = SIZE_PX, seed: int = 0) -> EvalSet:

@@ -1,4 +1,4 @@
-"""`tap`: use a model. No training code and no Ray are imported here; one file per command group."""
+"""The program `tap`: uses a model. It imports no training code and no Ray."""
 
 import typer
 

@@ -1,4 +1,4 @@
-"""`tap-train`: thin commands that parse, call one function and print one summary."""
+"""The program `tap-train`: trains and evaluates models."""
 
 from pathlib import Path
 from typing import Annotated
@@ -17,10 +17,17 @@ main = typer.Typer(
 
 
 def convert_weights(
-    source: Annotated[Path, typer.Argument(help="Official .pkl (model or concepts), or ours.")],
-    target: Annotated[Path, typer.Argument(help="Folder or .safetensors; .pkl for the way back.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            help="The file to convert: an official .pkl (model or concepts), or one of ours."
+        ),
+    ],
+    target: Annotated[
+        Path, typer.Argument(help="The folder or .safetensors to write; a .pkl converts back.")
+    ],
 ) -> None:
-    """Official weights and concepts to safetensors, without running the pickle; and back."""
+    """Convert official weights or concepts to safetensors, without running the pickle; or back."""
     with command_errors():
         from tap_engine.model.weight_conversion import convert
 

@@ -1,4 +1,4 @@
-"""Commands of `tap-train` that train and say how well: run, recipes, measure, export, gate."""
+"""Commands of `tap-train` that train and measure: run, recipes, measure, export, gate."""
 
 import sys
 from pathlib import Path
@@ -10,10 +10,12 @@ from tap_engine.jobs.output import EVALUATE, PUBLISH, TRAIN, command_errors
 
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting: train.steps=100."),
+    typer.Option(
+        "--set", metavar="NAME=VALUE", help="Change a setting, such as train.steps=100; repeatable."
+    ),
 ]
 TruthOption = Annotated[
-    str, typer.Option(help="Truth table of a sample-world store: file or folder.")
+    str, typer.Option(help="The truth table of a sample-world store: a file or folder.")
 ]
 
 
@@ -28,20 +30,28 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    recipe: Annotated[str, typer.Option(help="See `tap-train recipes`.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    recipe: Annotated[
+        str, typer.Option(help="The settings to start from; `tap-train recipes` lists them.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder of the run.")],
     store: Annotated[
-        list[str] | None, typer.Option(help="Store to train on; several are joined.")
+        list[str] | None, typer.Option(help="A store to train on; repeatable, several are joined.")
     ] = None,
-    held_out: Annotated[str, typer.Option(help="Store to measure on, not trained on.")] = "",
+    held_out: Annotated[
+        str, typer.Option(help="A store to measure on while training; it is not trained on.")
+    ] = "",
     truth: TruthOption = "",
     resume: Annotated[
-        str, typer.Option(help="auto: go on if there is a checkpoint; never; or a checkpoint.")
+        str,
+        typer.Option(
+            help="'auto' continues from the newest checkpoint, 'never' refuses to; or a "
+            "checkpoint folder."
+        ),
     ] = "auto",
     set_: Set = None,
     dry_run: Annotated[bool, typer.Option(help="Print the resolved settings and stop.")] = False,
 ) -> None:
-    """Trains, or goes on training; the same under torchrun, in many processes."""
+    """Train a model, or continue the run in --out; under torchrun in many processes."""
     with command_errors():
         import json
         from dataclasses import replace
@@ -83,7 +93,7 @@ def recipes(
     name: Annotated[str, typer.Argument(help="Show all settings of this recipe.")] = "",
     set_: Set = None,
 ) -> None:
-    """Lists the recipes, or every setting of one, in the form that --set takes."""
+    """List the recipes, or all settings of one in the form that --set takes."""
     with command_errors():
         from tap_engine.schemas.settings import field_names, shown, with_overrides
         from tap_engine.train.recipes import RECIPES
@@ -98,20 +108,27 @@ def recipes(
 
 
 def measure(
-    model: Annotated[Path, typer.Argument(help="Run folder, checkpoint folder or .safetensors.")],
-    store: Annotated[str, typer.Option(help="Store to measure on.")],
+    model: Annotated[
+        Path,
+        typer.Argument(
+            help="The model: a run folder, a checkpoint folder, a .safetensors, or 'sample'."
+        ),
+    ],
+    store: Annotated[str, typer.Option(help="The store to measure on.")],
     truth: TruthOption = "",
-    images: Annotated[int | None, typer.Option(help="How many of its images.")] = None,
+    images: Annotated[
+        int | None, typer.Option(help="The number of its images to measure on.")
+    ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="Of a captioned store: val by default, test, or train."),
+        typer.Option(help="The split of a captioned store: val (default), test or train."),
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="PNG to write: truth left, prediction right.")
+        Path | None, typer.Option(help="A PNG to write, with the truth beside the prediction.")
     ] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Figures as json.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print json instead of tables.")] = False,
 ) -> None:
-    """Mask IoU and concept top-1 beside box, ellipse and teacher; captions beside their phrases."""
+    """Measure a model on held-out images, beside simple baselines and its teacher."""
     with command_errors():
         import json
         from dataclasses import replace
@@ -131,11 +148,13 @@ def measure(
 
 
 def export(
-    model: Annotated[Path, typer.Argument(help="Run folder or checkpoint folder.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write.")],
-    half: Annotated[bool, typer.Option(help="Parameters in float16: half the size.")] = False,
+    model: Annotated[Path, typer.Argument(help="The model: a run folder or a checkpoint folder.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    half: Annotated[
+        bool, typer.Option(help="Write the parameters in float16, at half the size.")
+    ] = False,
 ) -> None:
-    """The model alone, ready for `tap predict` and `Tap.from_pretrained`."""
+    """Write the model alone, ready for `tap predict`, without what only training needs."""
     with command_errors():
         from tap_engine.train.checkpoint import export_model
 
@@ -145,17 +164,18 @@ def export(
 
 
 def gate(
-    name: Annotated[str, typer.Argument(help="overfit, quick or losses.")],
-    out: Annotated[Path, typer.Option(help="Folder for the runs.")],
-    store: Annotated[list[str], typer.Option(help="Sample-world store to train on.")],
-    held_out: Annotated[str, typer.Option(help="Sample-world store to measure on.")] = "",
+    name: Annotated[str, typer.Argument(help="The gate: overfit, quick or losses.")],
+    out: Annotated[Path, typer.Option(help="The folder for the runs.")],
+    store: Annotated[list[str], typer.Option(help="A store of the sample world to train on.")],
+    held_out: Annotated[str, typer.Option(help="A store of the sample world to measure on.")] = "",
     truth: TruthOption = "",
     set_: Set = None,
 ) -> None:
-    """Does it learn? Trains for minutes and prints the figures beside what they must beat.
+    """Check that training learns: train for minutes and compare the figures with their bars.
 
-    overfit: eight scenes by heart. quick: unseen scenes after a few CPU-minutes. losses: KL
-    against the feature loss, three seeds, several weights, the same budget.
+    overfit: the model learns eight scenes by heart. quick: it names and segments unseen scenes
+    after a few CPU-minutes. losses: the KL loss beats the feature loss with three seeds, several
+    weights and the same budget.
     """
     with command_errors():
         from tap_engine.train.gates import run_gate
@@ -172,12 +192,14 @@ def gate(
 
 
 def tokenizer(
-    store: Annotated[list[str], typer.Option(help="Captioned store; repeatable.")],
-    out: Annotated[Path, typer.Option(help="File to write, such as tokenizer.json.")],
-    size: Annotated[int, typer.Option(help="Ids wanted; the papers have 32,000.")] = 32_000,
-    split: Annotated[str, typer.Option(help="Learn from this split; empty for all.")] = "train",
+    store: Annotated[list[str], typer.Option(help="A captioned store; repeatable.")],
+    out: Annotated[Path, typer.Option(help="The file to write, such as tokenizer.json.")],
+    size: Annotated[
+        int, typer.Option(help="The number of token ids; the papers have 32,000.")
+    ] = 32_000,
+    split: Annotated[str, typer.Option(help="The split to learn from; empty takes all.")] = "train",
 ) -> None:
-    """Learns a byte-pair tokenizer from a store's captions."""
+    """Learn a byte-pair tokenizer from the captions of stores."""
     with command_errors():
         from tap_engine.train.caption_tokens import learn_tokenizer
 
