@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tap_engine.model.device import resolve_device
 from tap_engine.schemas.errors import ConfigError, TapError
 
 T = TypeVar("T")
@@ -49,10 +50,8 @@ def start(device: str, timeout_minutes: float = 30.0) -> Process:
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    use_cuda = device == "cuda" or (device == "auto" and torch.cuda.is_available())
+    use_cuda = resolve_device(device, "train.device").type == "cuda"
     if use_cuda:
-        if not torch.cuda.is_available():
-            raise ConfigError("train.device=cuda, but torch sees no CUDA device; use auto or cpu")
         if local_rank >= torch.cuda.device_count():
             raise ConfigError(
                 f"local process {local_rank} has no GPU: this machine has "
