@@ -82,7 +82,7 @@ def run(
             opened = open_run(config, out, resume)
             train(opened)
         except Interrupted as stopped:
-            typer.echo(f"{stopped}; the same command goes on")
+            opened.log.say(f"{stopped}; the same command goes on")
             sys.exit(128 + stopped.signal)
         finally:
             distributed.stop()

@@ -18,6 +18,7 @@ from tap_engine.schemas.errors import TapError
 from tap_engine.train import distributed
 from tap_engine.train.config import TrainConfig
 from tap_engine.train.data.examples import Batch
+from tap_engine.train.data.loading import loader_errors
 from tap_engine.train.data.noise import seed_of
 from tap_engine.train.optim import cosine_rate, set_rate
 from tap_engine.train.run import Run
@@ -48,25 +49,39 @@ def train(run: Run) -> None:
         run: of `run.open_run`.
 
     Raises:
-        Interrupted: SIGTERM or SIGINT came; a checkpoint was written.
+        Interrupted: SIGTERM, SIGINT or SIGHUP came; a checkpoint was written.
+        LoaderError: a loader process died or cannot deliver; steps without all their batches are
+            not counted.
         TrainingError: the loss is not finite; the step's batch is written beside the run.
     """
     config, device, log = run.config, run.process.device, run.log
     batches = iter(run.batches())
     window = Window()
-    with StopRequest() as stop:
+    with StopRequest() as stop, loader_errors():
         while run.step < config.train.steps:
             waited = time.perf_counter()
             step_batches = list(islice(batches, run.share.accumulate))
             window.wait_s += time.perf_counter() - waited
 
-            # One exchange: how many prompts there are in all, and whether to stop.
+            # One exchange: how many prompts there are in all, whether to stop, what is missing.
+            missing = run.share.accumulate - len(step_batches)
             totals = distributed.add_up(
-                {**count(step_batches), "stop": torch.tensor(float(stop.signal > 0))}
+                {
+                    **count(step_batches),
+                    "stop": torch.tensor(float(stop.signal > 0)),
+                    "missing": torch.tensor(float(missing)),
+                }
             )
+            lost = int(totals.pop("missing"))
             if totals.pop("stop") > 0:
                 run.save()
-                raise Interrupted(f"stopped after step {run.step}, saved", stop.signal)
+                number = stop.signal or signal.SIGTERM  # of another process
+                raise Interrupted(f"stopped after step {run.step}, saved", number)
+            if lost:
+                raise TrainingError(
+                    f"step {run.step + 1} lacks {lost} of its batches, so it was not made; the "
+                    "same command goes on from the last checkpoint"
+                )
 
             rate = rate_at(run.step, config)
             set_rate(run.optimizer, rate)
@@ -219,7 +234,7 @@ class Window:
 
 
 class StopRequest:
-    """Notices SIGTERM and SIGINT while open; a second SIGINT interrupts at once.
+    """Notices SIGTERM, SIGINT and SIGHUP while open; a second SIGINT interrupts at once.
 
     Attributes:
         signal: the number of the signal that came; 0 until then.
@@ -232,7 +247,9 @@ class StopRequest:
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is not threading.main_thread():
             return self  # signals are the main thread's, which is Ray's in a Ray Train worker
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup: to go on is what was asked for
             self._before[number] = signal.signal(number, self._notice)
         return self
 

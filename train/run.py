@@ -41,6 +41,7 @@ from tap_engine.train.data.examples import Batch, ExampleConfig
 from tap_engine.train.data.store_reader import StoreReader
 from tap_engine.train.data.stream import Share, Stream
 from tap_engine.train.distributed import Process
+from tap_engine.train.folder_lock import FolderLock
 from tap_engine.train.held_out import measure_all
 from tap_engine.train.held_out_data import open_measured
 from tap_engine.train.held_out_picture import draw
@@ -67,6 +68,7 @@ class Run:
         log: reports.
         names: concepts that go with the model, or None.
         tokenizer: of its captions, or None.
+        lock: keeps other runs out of the folder; None in all but the main process.
         viewed: the store that is measured on and drawn: the held-out one, or the first.
         step: steps done.
         consumed: images of the stream consumed.
@@ -86,6 +88,7 @@ class Run:
     names: ConceptTable | None
     tokenizer: TextTokenizer | None
     viewed: StoreReader
+    lock: FolderLock | None
     step: int = 0
     consumed: int = 0
 
@@ -98,7 +101,7 @@ class Run:
         """This process's batches of the steps that are left."""
         left = self.config.train.steps - self.step
         pin = self.process.device.type == "cuda"
-        return iter(self.stream.batches(self.share, consumed=self.consumed, steps=left, pin=pin))
+        return self.stream.batches(self.share, consumed=self.consumed, steps=left, pin=pin)
 
     def parameters(self) -> list[nn.Parameter]:
         """What is trained."""
@@ -238,7 +241,8 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
         resume: "auto", "never" or a checkpoint folder.
 
     Raises:
-        ConfigError, StoreError, CheckpointError: before anything is computed.
+        ConfigError, StoreError, CheckpointError: before anything is computed; ConfigError also
+            where another process trains in this folder.
     """
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
@@ -251,6 +255,8 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
         rank=process.rank,
         world=process.world,
     )
+    lock: FolderLock | None = FolderLock(folder) if process.is_main else None
+    distributed.from_main(lock.take if lock else bool)
     checkpoint = distributed.from_main(lambda: find_checkpoint(folder, resume))
     before = read_state(checkpoint) if checkpoint is not None else None
     if checkpoint is None:
@@ -302,6 +308,7 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
         ),
         names=concept_table_of(config, space),
         tokenizer=tokenizer,
+        lock=lock,
         viewed=open_measured(
             config.held_out.store or config.stream.stores[0], config.stream.options
         ),

@@ -1,5 +1,6 @@
 """What a run says of itself: a progress line, one JSON line per report, TensorBoard."""
 
+import contextlib
 import json
 import os
 import sys
@@ -83,8 +84,19 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """A line for people."""
-        if self._active:
+        if not self._active:
+            return
+        try:
             print(text, flush=True)
+        except OSError as error:
+            # Its reader has gone: head, less, tee, a lost ssh. The log file has all of it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            with contextlib.suppress(OSError):
+                print(
+                    f"nobody reads the standard output any more ({error.strerror}); training goes "
+                    f"on, see {self._path}",
+                    file=sys.stderr,
+                )
 
     def report(
         self, step: int, figures: Mapping[str, float], *, seconds: float, steps: int

@@ -14,6 +14,9 @@ from pyarrow import NativeFile
 _BLOCK = tarfile.BLOCKSIZE
 _SCAN = 1 << 20
 
+_RECORDS = (20 * _BLOCK, *(1 << bits for bits in range(14, 21)))
+"""Sizes that a tar's end is padded to: 10 kB as all programs do by default, or up to 1 MiB."""
+
 
 @dataclass(frozen=True, slots=True)
 class Member:
@@ -52,8 +55,8 @@ def read_index(file: NativeFile) -> Iterator[Member | Damage]:
             yield found
         following = _next_header(file, position, size)
         if following is None:
-            if not cut and not _is_zero_tail(file, position, size):
-                yield Damage(position, f"no valid header in the last {size - position:,} bytes")
+            if not cut:
+                yield from _tail(file, position, size)
             return
         yield Damage(position, f"{following - position:,} bytes that are no tar member")
         position = following
@@ -110,10 +113,21 @@ def _is_header(block: bytes) -> bool:
     return True
 
 
-def _is_zero_tail(file: NativeFile, position: int, size: int) -> bool:
-    """Whether only padding follows: the usual end of a tar, and all a short tail may be."""
+def _tail(file: NativeFile, position: int, size: int) -> Iterator[Damage]:
+    """What is wrong with the bytes after the last member; zeros are padding up to a record.
+
+    Download tools reserve a file's size first, so what has not arrived is zeros.
+    """
+    start = position
     while position < size:
         if file.read_at(min(_SCAN, size - position), position).strip(b"\0"):
-            return False
+            yield Damage(start, f"no valid header in the last {size - start:,} bytes")
+            return
         position += _SCAN
-    return True
+    record = max(record for record in _RECORDS if record == _RECORDS[0] or size % record == 0)
+    if size - start > record + 2 * _BLOCK:
+        yield Damage(
+            start,
+            f"the last {size - start:,} bytes are zeros, more than the padding of a tar: was it "
+            "downloaded to its end?",
+        )

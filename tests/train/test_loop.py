@@ -11,7 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tap_engine.schemas.errors import ConfigError
 from tap_engine.train.checkpoint import checkpoints
+from tap_engine.train.data.examples import Batch
+from tap_engine.train.data.loading import LoaderError
+from tap_engine.train.data.stream import Stream
 from tap_engine.train.loop import Interrupted, TrainingError, train
 from tap_engine.train.run import open_run
 from tap_engine.train.run_log import LogConfig, RunLog
@@ -19,6 +23,17 @@ from tests.train.small_run import arguments, command, small_config
 from tests.train.small_store import make_store
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+class StreamWithoutSharedMemory(Stream):
+    """In a loader process, which unpickles it, no batch finds shared memory."""
+
+    def __setstate__(self, state):
+        def full(_):
+            raise RuntimeError("unable to allocate shared memory: No space left on device (28)")
+
+        self.__dict__.update(state)
+        Batch.shared = full
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +200,104 @@ def test_sigterm_saves_and_the_run_goes_on(store, tmp_path):
     trained(config, tmp_path / "run")
     trained(config, tmp_path / "whole")
     assert_same_checkpoint(checkpoints(tmp_path / "whole")[-1], checkpoints(tmp_path / "run")[-1])
+
+
+LIVE = ("train.steps=500", "train.threads=1", "checkpoint.every=1000")
+
+
+def until_step(process, number):
+    """Read a run's output up to the line of a step."""
+    for line in process.stdout:
+        if line.startswith(f"step {number}/"):
+            return
+    raise AssertionError("the run ended before")
+
+
+@pytest.mark.parametrize(
+    ("number", "settings"),
+    [
+        (signal.SIGTERM, ("stream.workers=2",)),  # Slurm: every process of the job
+        (signal.SIGINT, ("stream.workers=1", "stream.prefetch=1", "train.images=1")),  # a terminal
+        (signal.SIGHUP, ("stream.workers=0",)),  # a terminal that is gone
+    ],
+    ids=["slurm", "terminal", "terminal-gone"],
+)
+def test_a_stop_of_the_whole_job_saves(store, tmp_path, number, settings):
+    process = subprocess.Popen(
+        command(*arguments(store, tmp_path / "run", *LIVE, *settings)),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+    try:
+        until_step(process, 2)
+        os.killpg(process.pid, number)
+        said, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, errors
+    assert "the same command goes on" in said
+    (checkpoint,) = checkpoints(tmp_path / "run")
+    steps = list(losses(tmp_path / "run"))
+    assert checkpoint.name == f"step_{steps[-1]:08d}"
+
+
+def test_training_goes_on_when_nobody_reads_its_output(store, tmp_path):
+    process = subprocess.Popen(
+        command(*arguments(store, tmp_path / "run")),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    until_step(process, 1)
+    process.stdout.close()
+    errors = process.stderr.read()
+    assert process.wait(timeout=120) == 0, errors
+    assert "nobody reads the standard output any more" in errors
+    assert list(losses(tmp_path / "run")) == list(range(1, 9))
+
+
+def test_batches_that_cannot_be_handed_over_are_an_error(store, tmp_path):
+    """A loader without shared memory, as in a container with a small /dev/shm."""
+    config = small_config(store, "stream.workers=1")
+    run = open_run(config, tmp_path / "run")
+    run.stream.__class__ = StreamWithoutSharedMemory
+    with pytest.raises(LoaderError, match=r"No space left.*/dev/shm.*stream.workers=0"):
+        train(run)
+    assert run.step == 0
+
+
+def test_a_step_that_lacks_a_batch_is_not_counted(store, tmp_path):
+    run = open_run(small_config(store, "train.images=1"), tmp_path / "run")
+    batches = list(run.batches())
+    run.stream.batches = lambda *_, **__: iter(batches[:5])  # two batches a step
+    with pytest.raises(TrainingError, match="step 3 lacks 1 of its batches"):
+        train(run)
+    assert run.step == 2 and run.consumed == 4
+
+
+def test_a_folder_has_one_run(store, tmp_path):
+    """Another process holds it; kill -9 leaves nothing behind."""
+    folder = tmp_path / "run"
+    hold = (
+        "import pathlib, sys, time; from tap_engine.train.folder_lock import FolderLock;"
+        "lock = FolderLock(pathlib.Path(sys.argv[1])); lock.take(); print('held', flush=True);"
+        "time.sleep(600)"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", hold, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(ConfigError, match=f"in use by process {process.pid} on"):
+            open_run(small_config(store), folder)
+    finally:
+        process.kill()
+        process.wait()
+    trained(small_config(store), folder)
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_images_named(store, tmp_path):

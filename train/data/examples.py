@@ -157,6 +157,10 @@ class Batch:
         """Called by the loader on CUDA machines."""
         return self._mapped(lambda t: t.pin_memory())
 
+    def shared(self) -> "Batch":
+        """The same in shared memory, for another process; a RuntimeError where there is none."""
+        return self._mapped(lambda t: t.share_memory_())
+
     def _mapped(self, change) -> "Batch":  # type: ignore[no-untyped-def]
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return Batch(**{k: change(v) if isinstance(v, Tensor) else v for k, v in values.items()})

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from tap_engine.schemas.errors import CheckpointError, ConfigError, StoreError
 from tap_engine.train.data.examples import (
@@ -23,6 +23,7 @@ from tap_engine.train.data.examples import (
     collate,
     make_example,
 )
+from tap_engine.train.data.loading import load
 from tap_engine.train.data.noise import seed_of
 from tap_engine.train.data.order import Index, Interleaving, Order
 from tap_engine.train.data.selection import Turns, planned_rows
@@ -244,12 +245,12 @@ class Stream:
             raise CheckpointError(
                 "the stream is not the one that was interrupted: "
                 + "; ".join(f"{k} is {ours[k]}, was {state.get(k)}" for k in different)
-                + ". Use the same stores and stream settings, or start a new run with "
-                "--init from its weights"
+                + ". Use the same stores and stream settings, or start a new run from its "
+                "weights with --set init.weights=CHECKPOINT and another --out"
             )
         return int(state["consumed"])
 
-    def batches(self, share: Share, *, consumed: int, steps: int, pin: bool) -> DataLoader[Batch]:
+    def batches(self, share: Share, *, consumed: int, steps: int, pin: bool) -> Iterator[Batch]:
         """Batches of this process, `share.accumulate` a step, in the order of the steps.
 
         Args:
@@ -257,16 +258,12 @@ class Stream:
             consumed: images of the stream that came before.
             steps: how many steps to make batches for.
             pin: copy to pinned memory, for CUDA.
+
+        Raises:
+            LoaderError: a loader process died or cannot hand its batches over.
         """
-        workers = self.config.workers
-        return DataLoader(
-            _Passes(self, share, consumed, steps * share.accumulate),
-            batch_size=None,
-            num_workers=workers,
-            prefetch_factor=self.config.prefetch if workers else None,
-            multiprocessing_context="spawn" if workers else None,
-            pin_memory=pin,
-        )
+        passes = _Passes(self, share, consumed, steps * share.accumulate)
+        return load(passes, workers=self.config.workers, prefetch=self.config.prefetch, pin=pin)
 
     def locate(self, positions: Index) -> tuple[Index, Index, Index]:
         """(store, epoch, row of its `images`) at each place of the stream."""

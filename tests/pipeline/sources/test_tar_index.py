@@ -71,6 +71,22 @@ def test_zero_blocks_in_the_middle_do_not_end_the_tar() -> None:
     assert sum(isinstance(entry, Member) for entry in index(content)) == 5
 
 
+def test_zeros_in_place_of_the_rest_are_damage_and_padding_is_not() -> None:
+    content = make_tar([3000] * 8)
+    whole = index(content)
+    assert not any(isinstance(entry, Damage) for entry in whole)
+    end = whole[2].offset + 3072
+    found = index(content[:end] + bytes(len(content) - end))
+    assert found[:3] == whole[:3]
+    (damage,) = found[3:]
+    assert f"the last {len(content) - end:,} bytes are zeros" in damage.detail
+    for blocks in (20, 64, 2048):  # tar --blocking-factor
+        record = 512 * blocks
+        padded = content[: whole[-1].offset + 3072]
+        padded += bytes(1024 + -(len(padded) + 1024) % record)
+        assert index(padded) == whole, blocks
+
+
 @pytest.mark.parametrize("content", [b"", b"abc", bytes(700), np.random.default_rng(0).bytes(9000)])
 def test_what_is_no_tar_has_no_members(content) -> None:
     assert not any(isinstance(entry, Member) for entry in index(content))
