@@ -19,7 +19,7 @@ from tap_engine.jobs.options import (
     store_at,
     teacher_config,
 )
-from tap_engine.jobs.output import command_errors
+from tap_engine.jobs.output import command_errors, local_file
 
 
 def register(app: typer.Typer) -> None:
@@ -85,16 +85,30 @@ def build_concepts(
     with command_errors():
         from tap_engine.model.concepts import ConceptTable
         from tap_engine.model.official_weights import write_official_concepts
-        from tap_engine.pipeline.concepts import SOURCE_TEMPLATES, embed_concepts
+        from tap_engine.pipeline.concepts import (
+            SOURCE_TEMPLATES,
+            check_template,
+            embed_concepts,
+            same_text,
+        )
         from tap_engine.pipeline.teacher import Teacher
         from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
 
         words = load_vocabulary(vocabulary or DEFAULT_VOCABULARY)
+        templates = tuple(template or SOURCE_TEMPLATES)
+        for text in templates:
+            check_template(text)
+        local_file(out, "--out")
         config = teacher_config(
             name=teacher, pretrained=pretrained, device=device, download=download
         )
         model = Teacher(config)
-        templates = tuple(template or SOURCE_TEMPLATES)
+        for name in same_text(model, words.names, templates):
+            typer.echo(
+                f"WARNING: the teacher cuts {name!r:.80} to the text of an earlier name; the two "
+                "will have one embedding",
+                err=True,
+            )
         embeddings = embed_concepts(model, words.names, templates)
         write_official_concepts(out, ConceptTable(words.names, embeddings, model.info.logit_scale))
         typer.echo(

@@ -2,11 +2,14 @@
 
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from tap_engine.schemas.errors import ConfigError
@@ -57,10 +60,27 @@ def ray_session(address: str | None, cpus: int | None, wheel: str | None) -> Ite
             ray.init(**options)
     except ConnectionError as error:
         raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
+    # Ray has set its own, which aborts. A stop by Slurm or Kubernetes is one by Ctrl-C.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _stop)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGTERM came.
+
+    Attributes:
+        signal: its number.
+    """
+
+    signal = int(signal.SIGTERM)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped
 
 
 @contextmanager

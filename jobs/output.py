@@ -2,10 +2,13 @@
 
 import itertools
 import json
+import os
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,9 +59,75 @@ def command_errors() -> Iterator[None]:
     except TapError as error:
         typer.echo(f"{type(error).__name__}: {error}", err=True)
         sys.exit(FAILED)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         typer.echo("interrupted; the same command continues", err=True)
-        sys.exit(INTERRUPTED)
+        sys.exit(128 + getattr(error, "signal", 2))
+    except BrokenPipeError:
+        # Whoever read the output has seen enough: `| head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(FAILED)
+    except OSError as error:
+        # A path or a disk that the user can mend: which, and the system's words.
+        places = [str(p) for p in (error.filename, error.filename2) if p]
+        words = error.strerror or (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        typer.echo(f"{type(error).__name__}: {': '.join([*places, words[:300]])}", err=True)
+        sys.exit(FAILED)
+    except Exception as error:
+        # Damaged files, as the libraries that read them say it.
+        if type(error).__module__.split(".")[0] not in ("pyarrow", "safetensors_rust"):
+            raise
+        typer.echo(f"{type(error).__name__}: {str(error)[:300]}", err=True)
+        sys.exit(FAILED)
+
+
+def local_folder(path: Path | str, option: str = "--out") -> Path:
+    """A folder that a command will write to, made now: not after hours of work.
+
+    Raises:
+        ConfigError: it is a URI, a file stands there, or it cannot be made.
+    """
+    from tap_engine.schemas.errors import ConfigError
+
+    place = _local(path, option)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{option} {place} cannot be made: {error.strerror}") from error
+    if not os.access(place, os.W_OK):
+        raise ConfigError(f"{option} {place} cannot be written: permission denied")
+    return place
+
+
+def local_file(path: Path | str, option: str, endings: tuple[str, ...] = ()) -> Path:
+    """A file that a command will write, whose folder is made now.
+
+    Raises:
+        ConfigError: it is a URI, of another ending, a folder, or its folder cannot be written.
+    """
+    from tap_engine.schemas.errors import ConfigError
+
+    place = _local(path, option)
+    if endings and place.suffix.lower() not in endings:
+        raise ConfigError(f"{option} {place}: expected a name that ends in {', '.join(endings)}")
+    if place.is_dir():
+        raise ConfigError(f"{option} {place} is a folder, expected a file")
+    local_folder(place.parent, option)
+    return place
+
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+"""Endings of pictures that Pillow writes."""
+
+
+def _local(path: Path | str, option: str) -> Path:
+    from tap_engine.schemas.errors import ConfigError
+
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(path)):  # Path makes s3:/ of s3://
+        raise ConfigError(
+            f"{option} {path} must be a local file or folder; copy the result to the bucket "
+            "afterwards"
+        )
+    return Path(path)
 
 
 def print_build_summary(summary: "BuildSummary", out: str) -> None:

@@ -33,6 +33,10 @@ def resolve_device(name: str | torch.device, setting: str = "--device") -> torch
         raise ConfigError(
             f"{setting} {str(name)!r}: torch sees no CUDA device here; use auto or cpu"
         )
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"{setting} {str(name)!r}: this machine has {torch.cuda.device_count()} CUDA devices"
+        )
     return device
 
 

@@ -20,7 +20,7 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 from tap_engine.pipeline.config import BuildConfig
 from tap_engine.pipeline.key_index import index_keys
 from tap_engine.pipeline.layout import WorkerLayout, choose_layout
-from tap_engine.pipeline.ledger import Ledger, UnitResult, done_images
+from tap_engine.pipeline.ledger import Ledger, UnitResult, done_images, stored_images
 from tap_engine.pipeline.open_store import describe_teacher, open_store
 from tap_engine.pipeline.planning import Plan, make_plan
 from tap_engine.pipeline.sources.index_cache import INDEX_FOLDER
@@ -31,6 +31,9 @@ from tap_engine.pipeline.unit_builder import open_builder
 from tap_engine.schemas.errors import ConfigError, SourceError, StoreError, TapError
 from tap_engine.schemas.progress import Progress, Say
 from tap_engine.schemas.store_settings import TeacherInfo
+
+_HOPELESS = 16
+"""Units that may fail before the first that succeeds: then it is not the units."""
 
 
 def build(source: Source, config: BuildConfig, *, say: Say = print) -> BuildSummary:
@@ -62,6 +65,7 @@ def build(source: Source, config: BuildConfig, *, say: Say = print) -> BuildSumm
             unit_images=layout.unit_images,
             limit=config.limit,
             done_images=done_images(ledger.store),
+            stored=stored_images(ledger.store),
             on_shard=_say_indexing(say),
         )
         repeated = ""
@@ -102,7 +106,7 @@ def _run(
     progress = Progress(total=plan.total_images, done=plan.built_images, unit="images")
     start = time.monotonic()
     before = summary.rejected_images
-    places = {u.unit_id: f"{u.shard} from {u.names.split(chr(10))[0]!r} on" for u in plan.units}
+    places = {u.unit_id: f"{u.shard} from {u.file_names[0]!r} on" for u in plan.units}
     pending: list[UnitResult] = []
     committed = start
 
@@ -128,6 +132,11 @@ def _run(
         for result in run_units(source, store, config, layout, plan.units):
             if result.failure:
                 summary.failed.append(f"{places[result.unit_id]}: {result.failure}")
+                if len(summary.failed) >= _HOPELESS and not summary.units and not pending:
+                    raise SourceError(
+                        f"the first {len(summary.failed)} units failed, none succeeded; the last: "
+                        f"{summary.failed[-1]}"
+                    )
             else:
                 pending.append(result)
             if time.monotonic() - committed >= config.workers.commit_s:
@@ -193,11 +202,20 @@ class _UnitActor:
     def __init__(
         self, source: Source, store: Store, config: BuildConfig, cpus: int, attempts: Any
     ) -> None:
-        self._builder = open_builder(store, source, config, cpus)
+        # An error that the user must mend is told with the first unit: Ray would start a worker
+        # that fails to start again and again.
+        self._error: TapError | None = None
+        try:
+            self._builder = open_builder(store, source, config, cpus)
+        except TapError as error:
+            self._error = error
         self._attempts = attempts
         self._retries = config.workers.retries
+        self._store_uri = store.uri
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        if self._error is not None:
+            raise self._error
         unit: Unit = pickle.loads(row["unit"])
         begun = ray.get(self._attempts.begin.remote(unit.unit_id))
         if begun > self._retries + 1:
@@ -206,8 +224,16 @@ class _UnitActor:
         for wait_s in (*STORAGE_WAITS_S, None):
             try:
                 return {"result": pickle.dumps(self._builder(unit))}
-            except (OSError, StoreError):
+            except SourceError as error:
+                failure = str(error)
+                return {"result": pickle.dumps(UnitResult(unit.unit_id, failure=failure))}
+            except OSError as error:  # the source; the store's are StoreErrors
                 if wait_s is None:
+                    failure = f"{unit.shard} cannot be read: {error}"
+                    return {"result": pickle.dumps(UnitResult(unit.unit_id, failure=failure))}
+                time.sleep(wait_s)
+            except StoreError:
+                if wait_s is None or "://" not in self._store_uri:
                     raise
                 time.sleep(wait_s)
         raise AssertionError("unreachable")

@@ -4,6 +4,7 @@ The formula itself lives in model/concept_projector.py. Columns are computed fro
 embedding that is stored, so that `reproject` gives the same bits.
 """
 
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,14 +51,47 @@ def embed_concepts(teacher: Teacher, names: Sequence[str], templates: Sequence[s
     """Unit text embeddings [C, D] float32; several templates are averaged and re-normalised.
 
     Raises:
-        ConfigError: a template without "{}".
+        ConfigError: a template without exactly one place for the name, or a text tower whose output
+            is not finite.
     """
     for template in templates:
-        if "{}" not in template:
-            raise ConfigError(f"a concept template must contain {{}}, got {template!r}")
+        check_template(template)
     total = sum(teacher.encode_texts([t.format(name) for name in names]) for t in templates)
     assert isinstance(total, Tensor)
-    return F.normalize(total, dim=-1)
+    embeddings = F.normalize(total, dim=-1)
+    good = torch.isfinite(embeddings).all(-1) & (embeddings.abs().amax(-1) > 0)
+    if not good.all():
+        first = names[int((~good).nonzero()[0])]
+        raise ConfigError(
+            f"the teacher's text embeddings of {int((~good).sum()):,} of {len(names):,} names are "
+            f"not finite, the first of {first!r}; another precision (--precision fp32) may help"
+        )
+    return embeddings
+
+
+def check_template(template: str) -> None:
+    """Refuse a prompt that does not hold the name exactly once.
+
+    Raises:
+        ConfigError: it does not; `{{}}` is no place for a name.
+    """
+    try:
+        places = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+    except ValueError:
+        places = ["?"]
+    if places != [""]:
+        raise ConfigError(f"a concept template must contain {{}} exactly once, got {template!r}")
+
+
+def same_text(teacher: Teacher, names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Names that the teacher cannot tell from an earlier one: it cuts long texts to its context."""
+    first: dict[bytes, str] = {}
+    lost = []
+    for name in names:
+        tokens = teacher.tokens([t.format(name) for t in templates]).tobytes()
+        if first.setdefault(tokens, name) != name:
+            lost.append(name)
+    return lost
 
 
 def concepts_table(

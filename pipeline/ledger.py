@@ -24,9 +24,11 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from lance.fragment import FragmentMetadata
 
 from tap_engine.pipeline.lease import Lease
+from tap_engine.pipeline.planning import StoredImages
 from tap_engine.pipeline.store import Store, distinct, runs_of
 from tap_engine.schemas.errors import StoreError
 from tap_engine.schemas.rejects import HALF_PAIRS, Reason, Reject, Stage
@@ -232,6 +234,19 @@ def done_images(store: Store) -> npt.NDArray[np.int64]:
         store, REJECTS, "image_id", f"region_id IS NULL AND stage != '{Stage.INDEX}'"
     )
     return np.union1d(_distinct(store, IMAGES, "image_id"), rejected)
+
+
+def stored_images(store: Store) -> StoredImages:
+    """What the store holds; reads where its image files lie, not the files."""
+
+    def read() -> pa.Table:
+        return store.open(IMAGES).to_table(columns=["image_id", "jpeg"])
+
+    table = store.patiently(read)
+    ids = table.column("image_id").to_numpy()
+    sizes = pc.struct_field(table.column("jpeg"), "size").to_numpy().astype(np.int64)
+    order = np.argsort(ids, kind="stable")
+    return StoredImages(ids[order], sizes[order])
 
 
 def _distinct(

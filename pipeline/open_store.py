@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
-from tap_engine.pipeline.concepts import concepts_table, embed_concepts
+from tap_engine.pipeline.concepts import concepts_table, embed_concepts, parse_top_k
 from tap_engine.pipeline.config import BuildConfig, build_settings
 from tap_engine.pipeline.sources.records import Source
 from tap_engine.pipeline.store import Store
@@ -61,6 +61,7 @@ def open_store(
         if (pending := pending_download(config.teacher)) and config.teacher.download:
             say(f"downloading {pending}")
         concept_count = len(load_vocabulary(config.vocabulary))
+        parse_top_k(config.concepts, concept_count)  # before minutes of embedding
         say(f"loading teacher {config.teacher.name} to embed {concept_count:,} concepts")
         info, concepts = describe()
         if info.random_weights:

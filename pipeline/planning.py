@@ -3,15 +3,24 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from tap_engine.pipeline.sources.filesystem import base_name, shown
 from tap_engine.pipeline.sources.records import Shard, Source, Unit
-from tap_engine.schemas.rejects import Reject
+from tap_engine.schemas.rejects import Reason, Reject, Stage
 
 _INDEX_THREADS = 32
 """Indexing waits for headers (one small read each), so threads beat cores."""
+
+
+class StoredImages(NamedTuple):
+    """Sorted ids of the images in a store, and the sizes of their files in bytes."""
+
+    ids: npt.NDArray[np.int64]
+    sizes: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,7 @@ def make_plan(
     unit_images: int,
     limit: int,
     done_images: npt.NDArray[np.int64],
+    stored: StoredImages | None = None,
     on_shard: Callable[[int, int], None] = lambda done, total: None,
 ) -> Plan:
     """Index shards and keep what is not in the store.
@@ -55,6 +65,7 @@ def make_plan(
         limit: at most this many images of the whole, built or not; 0 for all. Shards beyond it
             are not indexed.
         done_images: sorted ids, of ledger.py.
+        stored: what the store holds, to tell copies from other pictures of the same number.
         on_shard: told of (shards indexed, shards in all).
     """
     units: list[Unit] = []
@@ -91,7 +102,54 @@ def make_plan(
         elif todo.any():
             kept.append(unit.without(~todo))
     repeated = sum(int((~is_first).sum()) for is_first in first)
+    others = _other_pictures(units, found_images, firsts, stored)
+    repeated -= sum(reject.detail.endswith(_IN_THIS_BUILD) for reject in others)
+    rejects += others
     return Plan(kept, rejects, found_images, total, built, repeated, indexed)
+
+
+_IN_THIS_BUILD = "another picture of this build has its number"
+
+
+def _other_pictures(
+    units: Sequence[Unit],
+    found: npt.NDArray[np.int64],
+    firsts: npt.NDArray[np.int64],
+    stored: StoredImages | None,
+) -> list[Reject]:
+    """Images whose number is taken by a file of another size: no copies, so they are lost.
+
+    Args:
+        units: all that were indexed.
+        found: sorted ids in them.
+        firsts: for each of `found`, the place of its first occurrence in all units.
+        stored: of the store; None where it is new.
+    """
+    if not units or any(unit.image_bytes is None for unit in units):
+        return []
+    sizes = np.concatenate([unit.image_bytes for unit in units])
+    rejects: list[Reject] = []
+    start = 0
+    for unit in units:
+        own = sizes[start : start + len(unit)]
+        places = np.searchsorted(found, unit.image_ids)
+        clash = own != sizes[firsts[places]]
+        in_store = np.zeros(len(unit), bool)
+        if stored is not None and len(stored.ids):
+            at = np.minimum(np.searchsorted(stored.ids, unit.image_ids), len(stored.ids) - 1)
+            in_store = (stored.ids[at] == unit.image_ids) & (stored.sizes[at] != own)
+        for i in np.flatnonzero(clash | in_store).tolist():
+            whose = _IN_THIS_BUILD if clash[i] else "the store has another picture of its number"
+            rejects.append(
+                Reject(
+                    stage=Stage.INDEX,
+                    reason=Reason.DUPLICATE_IMAGE,
+                    detail=f"{unit.file_names[i]} of {shown(base_name(unit.shard))}: {whose}",
+                    image_id=int(unit.image_ids[i]),
+                )
+            )
+        start += len(unit)
+    return rejects
 
 
 def _first_occurrence(

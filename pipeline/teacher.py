@@ -6,6 +6,7 @@ as loaded, so that a store knows what made it and every worker proves that it ha
 
 import hashlib
 import logging
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from huggingface_hub import try_to_load_from_cache
+from safetensors import SafetensorError
 from torch import Tensor
 
 from tap_engine.model.device import dtype_of, resolve_device
@@ -129,6 +131,11 @@ class Teacher:
             return torch.empty((0, self.info.embed_dim), device=self.device)
         return F.normalize(torch.cat(parts), dim=-1)
 
+    def tokens(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
+        """[N, L] int64: what the text tower sees of N texts, cut to its context."""
+        found = open_tokenizer(self._tokenizer_name)(list(texts))
+        return np.asarray(found, np.int64)
+
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit embeddings [N, D] float32, on the CPU, of N texts."""
@@ -239,9 +246,15 @@ def _load(model_name: str, pretrained: str, config: TeacherConfig) -> Any:
                 precision="fp32",
                 device="cpu",
             )
-    except (RuntimeError, ValueError, OSError) as error:
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise ConfigError(
             f"teacher {config.name!r} ({pretrained}) did not load: {error}"
+        ) from error
+    except pickle.UnpicklingError as error:
+        # torch's own words invite to load it without weights_only, which runs what is in it.
+        raise ConfigError(
+            f"teacher {config.name!r}: {pretrained} is no weight file; a Git LFS pointer of some "
+            "hundred bytes and a download that was cut off look so"
         ) from error
 
 

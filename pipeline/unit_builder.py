@@ -8,7 +8,7 @@ teacher works on the batch before (docs/decisions/0002-one-actor-per-teacher.md)
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import cv2
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tap_engine.pipeline.concepts import ConceptPacker, fixed_size_lists
-from tap_engine.pipeline.config import BuildConfig, build_settings
+from tap_engine.pipeline.config import BuildConfig
 from tap_engine.pipeline.crop import crop_regions, decode_image
 from tap_engine.pipeline.ledger import UnitResult
 from tap_engine.pipeline.sources.records import ImageRecord, RegionRecord, Source, Unit
@@ -89,7 +89,10 @@ def open_builder(
     crop = config.crop.for_teacher(teacher.info) if teacher else None
     packer = None
     if store is not None:
-        own = build_settings(config, source, teacher.info if teacher else None)
+        # The driver has compared all settings (open_store.py); what only a worker can tell is
+        # whether its teacher is the same. It need not have the vocabulary's file.
+        stored = store.settings()
+        own = replace(stored, teacher=teacher.info if teacher else None)
         own.provenance().require_same(store.provenance(REGIONS), f"the store {store.uri}")
         if teacher and own.top_k:
             column = store.open(CONCEPTS).to_table(columns=["target_embedding"]).column(0)
@@ -155,6 +158,7 @@ class UnitBuilder:
             with ThreadPoolExecutor(self._threads) as pool:
                 for image in self._embed(pool, unit, result, clock):
                     self._emit(image, rows, result, clock)
+            unit.require_unchanged()
             with clock("write"):
                 result.image_fragments, result.region_fragments = rows.close()
         except BaseException:

@@ -16,7 +16,7 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     """The filesystem of a path or URI, and the path inside it.
 
     Raises:
-        SourceError: the scheme is unknown to pyarrow.
+        SourceError: the scheme is unknown to pyarrow, or the place cannot be reached.
     """
     if "://" not in uri:
         return fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
@@ -25,5 +25,7 @@ def open_filesystem(uri: str) -> tuple[fs.FileSystem, str]:
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise SourceError(
             f"{uri}: expected a path or a s3://, gs:// or file:// URI: {error}"
-        ) from (error)
+        ) from error
+    except OSError as error:  # a bucket without a region, or no network to ask for it
+        raise SourceError(f"{uri}: cannot be reached: {str(error).splitlines()[-1]}") from error
     return filesystem, path

@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tap_engine.schemas import values
 from tap_engine.schemas.errors import ConfigError, SchemaError
 
 DEFAULT_VOCABULARY = "merged-2560"
@@ -156,12 +157,18 @@ def load_vocabulary(name_or_path: str | Vocabulary) -> Vocabulary:
             f"no vocabulary {name_or_path!r}: expected {DEFAULT_VOCABULARY!r} or a file "
             "(.txt, .tsv, or COCO/LVIS .json)"
         )
-    text = path.read_text("utf-8")
+    try:
+        text = path.read_text("utf-8-sig")  # Windows puts a byte-order mark in front
+    except UnicodeDecodeError as error:
+        raise SchemaError(
+            f"{path}: expected a text file in UTF-8, found byte {error.object[error.start]:#04x} "
+            f"at {error.start}; save it as UTF-8, not compressed"
+        ) from error
     if path.suffix != ".json":
         return _parse_lines(path.stem, text)
     try:
         return _parse_json(path.stem, json.loads(text))
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise SchemaError(
             f"{path}: expected a json list of names or COCO/LVIS annotations with "
             f"`categories`, found: {error}"
@@ -182,5 +189,5 @@ def _parse_lines(name: str, text: str) -> Vocabulary:
 def _parse_json(name: str, content: Any) -> Vocabulary:
     if isinstance(content, list) and all(isinstance(label, str) for label in content):
         return Vocabulary(name, tuple(content))
-    labels = [str(category["name"]) for category in content["categories"]]
+    labels = [values.text(category["name"]) for category in content["categories"]]
     return Vocabulary(name, readable_names(labels))

@@ -10,6 +10,7 @@ from pyarrow import fs
 
 from tap_engine.pipeline.sources.filesystem import base_name
 from tap_engine.pipeline.sources.tar_index import Damage, Member
+from tap_engine.schemas.errors import SourceError
 from tap_engine.schemas.filesystem import open_filesystem
 from tap_engine.schemas.replacing import replacing_in
 
@@ -26,11 +27,11 @@ _SCHEMA = pa.schema(
 
 def load_index(folder: str, shard_uri: str, info: fs.FileInfo) -> list[Member | Damage] | None:
     """The kept index of a shard, if there is one of exactly this file."""
-    filesystem, path = open_filesystem(_place(folder, shard_uri, info))
     try:
+        filesystem, path = open_filesystem(_place(folder, shard_uri, info))
         with filesystem.open_input_file(path) as file:
             table = pq.read_table(file)
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, SourceError):
         return None  # absent or damaged: it is only a cache
     if table.schema != _SCHEMA:
         return None
@@ -54,18 +55,17 @@ def save_index(
         else ("", entry.offset, 0, entry.detail)
         for entry in index
     ]
-    table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=_SCHEMA)
-    place = _place(folder, shard_uri, info)
-    filesystem, path = open_filesystem(place)
     try:
+        table = pa.table([list(column) for column in zip(*rows, strict=True)], schema=_SCHEMA)
+        filesystem, path = open_filesystem(_place(folder, shard_uri, info))
         filesystem.create_dir(path.rsplit("/", 1)[0])
         with (
             replacing_in(filesystem, path) as partial,
             filesystem.open_output_stream(partial) as file,
         ):
             pq.write_table(table, file)
-    except (OSError, pa.ArrowException):
-        return
+    except (OSError, pa.ArrowException, SourceError, UnicodeError):
+        return  # a name that is not UTF-8, or a place that is reached with other credentials
 
 
 def _place(folder: str, shard_uri: str, info: fs.FileInfo) -> str:

@@ -191,7 +191,7 @@ def _unit(shard: str, entries: tuple[Entry, ...]) -> PhotoUnit:
     numbers = [pack_image_id(NAME, image_number(entry.name)) for entry in entries]
     names = "\n".join(entry.name.replace("\n", " ") for entry in entries)
     spans = np.empty((len(entries), 0), np.int64)
-    return PhotoUnit(shard, 0, names, np.array(numbers, np.int64), spans, entries)
+    return PhotoUnit(shard, 0, names, np.array(numbers, np.int64), spans, entries=entries)
 
 
 def _photo(data: bytes, name: str, sheet: Sheet, keep: Keep) -> Photo:

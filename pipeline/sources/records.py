@@ -13,7 +13,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from tap_engine.pipeline.sources.filesystem import base_name
+from tap_engine.pipeline.sources.filesystem import base_name, shown
+from tap_engine.schemas.errors import SourceError
+from tap_engine.schemas.filesystem import open_filesystem
 from tap_engine.schemas.keys import unit_id
 from tap_engine.schemas.progress import Say
 from tap_engine.schemas.rejects import Reject
@@ -36,6 +38,11 @@ class Shard:
     files: tuple[str, ...] = ()
     file_sizes: tuple[int, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """Last part of the URI, as a table can hold it."""
+        return shown(base_name(self.uri))
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -48,6 +55,9 @@ class Unit:
         image_ids: [N] int64.
         spans: [N, K] int64: where the source finds each image and its annotations. SA-1B: offset
             and size of both, in the tar; sizes only (offsets -1) in a folder.
+        image_bytes: [N] int64, sizes of the image files, which tell a copy from another picture of
+            the same number; None where the source cannot have the same number twice.
+        shard_mtime_ns: when a tar was last written to; 0 for a folder or where it is not known.
     """
 
     shard: str
@@ -55,6 +65,8 @@ class Unit:
     names: str
     image_ids: npt.NDArray[np.int64]
     spans: npt.NDArray[np.int64]
+    image_bytes: npt.NDArray[np.int64] | None = None
+    shard_mtime_ns: int = 0
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -78,7 +90,25 @@ class Unit:
             "\n".join(names),
             self.image_ids[~drop],
             self.spans[~drop],
+            None if self.image_bytes is None else self.image_bytes[~drop],
+            self.shard_mtime_ns,
         )
+
+    def require_unchanged(self) -> None:
+        """Refuse what was read while its tar was written to.
+
+        Raises:
+            SourceError: size or time of the tar are not those that were indexed.
+        """
+        if not self.shard_mtime_ns:
+            return
+        filesystem, path = open_filesystem(self.shard)
+        info = filesystem.get_file_info(path)
+        if (info.size, info.mtime_ns) != (self.shard_size, self.shard_mtime_ns):
+            raise SourceError(
+                f"{self.shard} changed since it was indexed; its unit was not written. Once it is "
+                "whole, the same command builds it"
+            )
 
 
 @dataclass(slots=True)

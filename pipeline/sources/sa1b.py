@@ -4,24 +4,34 @@ Members may start with `./` and come in any order; an image and its annotations 
 other data set in this layout works as well (the number at the end of a name is the image's id).
 """
 
-import json
-import math
 import re
 import threading
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from tap_engine.pipeline.sources.filesystem import absolute_uri, base_name, list_folder
+from tap_engine.pipeline.sources.filesystem import (
+    Entry,
+    Unreadable,
+    absolute_uri,
+    base_name,
+    describe,
+    is_sidecar,
+    list_folder,
+    place_of,
+    read_small,
+    shown,
+)
 from tap_engine.pipeline.sources.index_cache import load_index, save_index
 from tap_engine.pipeline.sources.records import ImageRecord, RegionRecord, Shard, Unit
+from tap_engine.pipeline.sources.sa1b_annotations import read_annotations, region
 from tap_engine.pipeline.sources.tar_index import Damage, Member, read_index
-from tap_engine.schemas import rle
-from tap_engine.schemas.errors import SchemaError, SourceError
+from tap_engine.schemas.errors import SourceError
 from tap_engine.schemas.filesystem import open_filesystem
-from tap_engine.schemas.keys import MAX_REGIONS, MAX_SOURCE_ID, pack_image_id
+from tap_engine.schemas.keys import MAX_SOURCE_ID, pack_image_id
 from tap_engine.schemas.progress import Say
 from tap_engine.schemas.rejects import Reason, Reject, Stage
 
@@ -30,8 +40,8 @@ _Row = tuple[str, int, int, int, int]
 
 _NUMBER = re.compile(r"(?<!\d)\d{1,13}$")
 _IMAGE_SUFFIXES = (".jpg", ".jpeg")
-_MAX_JSON = 1 << 28
-"""256 MiB: SA-1B's largest are below 1 MiB; a wrong size must not exhaust memory."""
+_MAX_BYTES = 1 << 28
+"""256 MiB of one image or json: SA-1B's are a few; a wrong size must not exhaust memory."""
 
 _OWN_PHOTOS = "; own photos with COCO json, masks or the like are read by --source auto"
 
@@ -74,17 +84,18 @@ class Sa1bSource:
         Raises:
             SourceError: a path holds neither.
         """
-        found: dict[tuple[str, int], Shard] = {}
+        found: dict[object, Shard] = {}
         for uri in self.uris:
             for shard in _expand(uri):
-                found.setdefault((base_name(shard.uri), shard.size), shard)
+                found.setdefault(place_of(shard.uri), shard)
         return list(found.values())
 
     def index(self, shard: Shard, unit_images: int) -> tuple[list[Unit], list[Reject]]:
         """Pairs of image and annotations, `unit_images` at a time, in file order; and the rest."""
-        rows, rejects = self._folder_rows(shard) if shard.files else self._tar_rows(shard)
+        found = self._folder_rows(shard) if shard.files else self._tar_rows(shard)
+        rows, rejects, mtime_ns = found
         rows, repeated = self._unique(rows)
-        return self._units(shard, rows, unit_images), rejects + repeated
+        return self._units(shard, rows, unit_images, mtime_ns), rejects + repeated
 
     def load(self, unit: Unit, index: int) -> tuple[ImageRecord | None, list[Reject]]:
         """One image with its regions; every problem becomes a reject, none an exception."""
@@ -95,35 +106,33 @@ class Sa1bSource:
         def reject(reason: Reason, detail: str) -> tuple[None, list[Reject]]:
             return None, [Reject(stage=Stage.READ, reason=reason, detail=detail, image_id=image_id)]
 
-        if json_size > _MAX_JSON:
-            return reject(Reason.JSON_MALFORMED, f"annotations of {json_size:,} bytes")
-        if jpeg_at < 0:
-            text = self._read(f"{unit.shard}/{_stem(name)}.json", 0, json_size)
-            jpeg = self._read(f"{unit.shard}/{name}", 0, jpeg_size)
-        else:
-            text = self._read(unit.shard, json_at, json_size)
-            jpeg = self._read(unit.shard, jpeg_at, jpeg_size)
+        if json_size > _MAX_BYTES:
+            return reject(Reason.JSON_MALFORMED, f"{name}: annotations of {json_size:,} bytes")
+        if jpeg_size > _MAX_BYTES:
+            return reject(Reason.IMAGE_UNREADABLE, f"{name}: an image of {jpeg_size:,} bytes")
         try:
-            # RecursionError: a file of 100,000 brackets is bad input, not a bug of ours.
-            content = json.loads(text)
-            image = content["image"]
-            stated_id, height, width = (_int(image[key]) for key in ("image_id", "height", "width"))
-            annotations = content["annotations"]
-            if not isinstance(annotations, list):
-                raise TypeError("`annotations` is not a list")
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            return reject(Reason.JSON_MALFORMED, f"{name}: {type(error).__name__}: {error}"[:300])
-        if stated_id != _number(name):
+            if jpeg_at < 0:
+                text = self._read_json(f"{unit.shard}/{_stem(name)}")
+                jpeg = read_small(f"{unit.shard}/{name}", _MAX_BYTES)
+            else:
+                text = self._read(unit, json_at, json_size)
+                jpeg = self._read(unit, jpeg_at, jpeg_size)
+        except Unreadable as error:
+            return reject(Reason.IMAGE_UNREADABLE, f"{name}: {error}")
+        try:
+            found = read_annotations(text)
+        except ValueError as error:
+            return reject(Reason.JSON_MALFORMED, f"{name}: {error}"[:300])
+        if found.image_number != _number(name):
             return reject(
-                Reason.JSON_OF_OTHER_IMAGE, f"{name}: annotations are of image {stated_id}"
+                Reason.JSON_OF_OTHER_IMAGE, f"{name}: annotations are of image {found.image_number}"
             )
-        if min(height, width) < 1:
-            return reject(Reason.JSON_MALFORMED, f"{name}: size {width} x {height}")
+        height, width = found.size_hw
         record = ImageRecord(image_id, name, width, height, jpeg)
         rejects: list[Reject] = []
         seen: set[int] = set()
-        for ordinal, annotation in enumerate(annotations):
-            outcome = _region(ordinal, annotation, (height, width), seen)
+        for ordinal, annotation in enumerate(found.regions):
+            outcome = region(ordinal, annotation, found.size_hw, seen)
             if isinstance(outcome, RegionRecord):
                 record.regions.append(outcome)
                 continue
@@ -139,28 +148,65 @@ class Sa1bSource:
             )
         return record, rejects
 
-    def _read(self, uri: str, offset: int, size: int) -> bytes:
-        """Bytes of a file; each thread keeps the last shard open, so a tar is opened once."""
-        if getattr(self._local, "uri", None) != uri:
-            filesystem, path = open_filesystem(uri)
-            self._local.file, self._local.uri = filesystem.open_input_file(path), uri
+    def _read(self, unit: Unit, offset: int, size: int) -> bytes:
+        """Bytes of a tar; each thread keeps the last one open, so it is opened once."""
+        if getattr(self._local, "uri", None) != unit.shard:
+            unit.require_unchanged()
+            filesystem, path = open_filesystem(unit.shard)
+            self._local.file, self._local.uri = filesystem.open_input_file(path), unit.shard
         return self._local.file.read_at(size, offset)
 
-    def _tar_rows(self, shard: Shard) -> tuple[list[_Row], list[Reject]]:
+    def _read_json(self, stem: str) -> bytes:
+        """The json beside an image, whichever way its ending is written."""
+        try:
+            return read_small(f"{stem}.json", _MAX_BYTES)
+        except (Unreadable, FileNotFoundError):
+            try:
+                return read_small(f"{stem}.JSON", _MAX_BYTES)
+            except (Unreadable, FileNotFoundError):
+                pass
+            raise
+
+    def _tar_rows(self, shard: Shard) -> tuple[list[_Row], list[Reject], int]:
+        rejects: list[Reject] = []
+        files: list[tuple[str, int, int]] = []
+        index, mtime_ns = self._members(shard)
+        for found in index:
+            if isinstance(found, Damage):
+                detail = f"{shard.name} at byte {found.offset:,}: {found.detail}"
+                rejects.append(_index_reject(Reason.TAR_DAMAGED, detail))
+            else:
+                files.append((found.name.removeprefix("./"), found.offset, found.size))
+        rows, unpaired = self._pairs(files)
+        rows.sort(key=lambda row: row[1])
+        rejects += unpaired
+        rejects.sort(key=lambda r: (r.image_id if r.image_id is not None else -1, r.detail))
+        return rows, rejects, mtime_ns
+
+    def _pairs(self, files: Iterable[tuple[str, int, int]]) -> tuple[list[_Row], list[Reject]]:
+        """Images with their annotations; halves and names that cannot be used, as rejects.
+
+        Args:
+            files: name, offset and size of each; offset -1 in a folder.
+        """
         images: dict[str, tuple[str, int, int]] = {}
         annotations: dict[str, tuple[int, int]] = {}
-        rejects: list[Reject] = []
-        for found in self._members(shard):
-            if isinstance(found, Damage):
-                detail = f"{base_name(shard.uri)} at byte {found.offset:,}: {found.detail}"
-                rejects.append(_index_reject(Reason.TAR_DAMAGED, detail))
+        bad: dict[str, str] = {}
+        for name, offset, size in files:
+            is_image = name.lower().endswith(_IMAGE_SUFFIXES)
+            if is_sidecar(name) or not (is_image or name.lower().endswith(".json")):
                 continue
-            name = found.name.removeprefix("./")
-            if name.lower().endswith(_IMAGE_SUFFIXES):
-                images.setdefault(_stem(name), (name, found.offset, found.size))
-            elif name.endswith(".json"):
-                annotations.setdefault(_stem(name), (found.offset, found.size))
+            if shown(name) != name:
+                bad.setdefault(_stem(name), name)
+            elif is_image:
+                images.setdefault(_stem(name), (name, offset, size))
+            else:
+                annotations.setdefault(_stem(name), (offset, size))
         rows: list[_Row] = []
+        rejects = [
+            _index_reject(Reason.BAD_NAME, f"{shown(name)}: a line break, or not UTF-8")
+            for name in bad.values()
+        ]
         for stem, (name, offset, size) in images.items():
             if stem not in annotations:
                 rejects.append(self._unpaired(Reason.ANNOTATIONS_MISSING, name, f"{stem}.json"))
@@ -170,39 +216,26 @@ class Sa1bSource:
                 rows.append((name, offset, size, *annotations[stem]))
         for stem in annotations.keys() - images.keys():
             rejects.append(self._unpaired(Reason.IMAGE_MISSING, f"{stem}.json", f"{stem}.jpg"))
-        rows.sort(key=lambda row: row[1])
-        rejects.sort(key=lambda r: (r.image_id if r.image_id is not None else -1, r.detail))
         return rows, rejects
 
-    def _members(self, shard: Shard) -> list[Member | Damage]:
+    def _members(self, shard: Shard) -> tuple[list[Member | Damage], int]:
         filesystem, path = open_filesystem(shard.uri)
         try:
             info = filesystem.get_file_info(path)
             kept = self._index_folder and load_index(self._index_folder, shard.uri, info)
             if kept:
-                return kept
+                return kept, info.mtime_ns or 0
             with filesystem.open_input_file(path) as file:
                 index = list(read_index(file))
         except (OSError, pa.ArrowException) as error:
             raise SourceError(f"{shard.uri}: cannot be read: {error}") from error
         if self._index_folder:
             save_index(self._index_folder, shard.uri, info, index)
-        return index
+        return index, info.mtime_ns or 0
 
-    def _folder_rows(self, shard: Shard) -> tuple[list[_Row], list[Reject]]:
-        sizes = dict(zip(shard.files, shard.file_sizes, strict=True))
-        rows: list[_Row] = []
-        rejects = []
-        for name, size in sizes.items():
-            if name.lower().endswith(_IMAGE_SUFFIXES):
-                annotations = f"{_stem(name)}.json"
-                if annotations not in sizes:
-                    rejects.append(self._unpaired(Reason.ANNOTATIONS_MISSING, name, annotations))
-                else:
-                    rows.append((name, -1, size, -1, sizes[annotations]))
-            elif not any(f"{_stem(name)}{end}" in sizes for end in _IMAGE_SUFFIXES):
-                rejects.append(self._unpaired(Reason.IMAGE_MISSING, name, f"{_stem(name)}.jpg"))
-        return rows, rejects
+    def _folder_rows(self, shard: Shard) -> tuple[list[_Row], list[Reject], int]:
+        sizes = zip(shard.files, shard.file_sizes, strict=True)
+        return *self._pairs((name, -1, size) for name, size in sizes), 0
 
     def _unique(self, rows: list[_Row]) -> tuple[list[_Row], list[Reject]]:
         """The first row of each image number, and a reject for each further one."""
@@ -223,7 +256,7 @@ class Sa1bSource:
             )
         return unique, rejects
 
-    def _units(self, shard: Shard, rows: list[_Row], unit_images: int) -> list[Unit]:
+    def _units(self, shard: Shard, rows: list[_Row], unit_images: int, mtime_ns: int) -> list[Unit]:
         size = 0 if shard.files else shard.size
         units = []
         for start in range(0, len(rows), unit_images):
@@ -231,7 +264,9 @@ class Sa1bSource:
             ids = [pack_image_id(self.name, _number(row[0]) or 0) for row in part]
             names = "\n".join(row[0] for row in part)
             spans = np.array([row[1:] for row in part], np.int64)
-            units.append(Unit(shard.uri, size, names, np.array(ids, np.int64), spans))
+            sizes = np.array([row[2] for row in part], np.int64)
+            unit = Unit(shard.uri, size, names, np.array(ids, np.int64), spans, sizes, mtime_ns)
+            units.append(unit)
         return units
 
     def _unpaired(self, reason: Reason, name: str, missing: str) -> Reject:
@@ -241,33 +276,25 @@ class Sa1bSource:
 
 
 def _expand(uri: str) -> Iterator[Shard]:
-    filesystem, path = open_filesystem(uri)
-    info = filesystem.get_file_info(path)
+    info = describe(uri)
     if info.is_file:
-        if not path.endswith(".tar"):
+        if not uri.endswith(".tar"):
             raise SourceError(
                 f"{uri}: expected a .tar or a folder, found another kind of file{_OWN_PHOTOS}"
             )
         yield Shard(uri, info.size)
         return
-    entries = list_folder(uri)
+    entries = [entry for entry in list_folder(uri) if not is_sidecar(entry.base_name)]
     tars = [entry for entry in entries if entry.is_file and entry.base_name.endswith(".tar")]
     for tar in tars:
         yield Shard(f"{uri.rstrip('/')}/{tar.base_name}", tar.size)
-    loose = [
-        entry
-        for entry in entries
-        if entry.is_file
-        and entry.base_name.lower().endswith((*_IMAGE_SUFFIXES, ".json"))
-        and _number(entry.base_name) is not None
-    ]
+    loose = _loose([entry for entry in entries if entry.is_file])
     if not tars and not loose:
         raise SourceError(
             f"{uri}: expected sa_*.tar shards or sa_N.jpg with sa_N.json, found neither among "
             f"{len(entries)} entries{_OWN_PHOTOS}"
         )
     if loose:
-        loose.sort(key=lambda entry: (_number(entry.base_name), entry.base_name))
         yield Shard(
             uri.rstrip("/"),
             sum(entry.size for entry in loose),
@@ -276,70 +303,22 @@ def _expand(uri: str) -> Iterator[Shard]:
         )
 
 
-def _region(
-    ordinal: int, annotation: Any, size_hw: tuple[int, int], seen: set[int]
-) -> RegionRecord | tuple[Reason, str, int | None]:
-    """A checked region, or (reason, detail, region id) of a reject."""
-    region_id: int | None = None
-    try:
-        region_id = _int(annotation["id"])
-        if not -(1 << 63) <= region_id < 1 << 63:
-            region_id, number = None, region_id
-            raise ValueError(f"id {number} is not an int64")
-        if ordinal >= MAX_REGIONS:
-            return (
-                Reason.TOO_MANY_REGIONS,
-                f"annotation {ordinal} of at most {MAX_REGIONS}",
-                region_id,
-            )
-        if region_id in seen:
-            return (
-                Reason.DUPLICATE_REGION,
-                f"annotation {ordinal} repeats id {region_id}",
-                region_id,
-            )
-        seen.add(region_id)
-        segmentation = annotation["segmentation"]
-        height, width = (_int(side) for side in segmentation["size"])
-        counts = segmentation["counts"].encode("ascii")
-        scores = [_score(annotation.get(key)) for key in ("predicted_iou", "stability_score")]
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-        detail = f"annotation {ordinal}: {type(error).__name__}: {error}"
-        return Reason.JSON_MALFORMED, detail[:300], region_id
-    if (height, width) != size_hw:
-        return (
-            Reason.RLE_SIZE_MISMATCH,
-            f"mask of {width} x {height} on an image of {size_hw[1]} x {size_hw[0]}",
-            region_id,
-        )
-    try:
-        runs = rle.runs(counts, size_hw)
-    except SchemaError as error:
-        return Reason.RLE_GARBAGE, str(error), region_id
-    area = rle.area(runs)
-    if area == 0:
-        return Reason.MASK_EMPTY, "no pixel is inside", region_id
-    box = rle.bbox_xywh(runs, size_hw)
-    return RegionRecord(ordinal, region_id, counts, runs, box, area, scores[0], scores[1])
+def _loose(files: list[Entry]) -> list[Entry]:
+    """Images and annotations of a folder by number; those without one where they are a pair."""
+    ends = (*_IMAGE_SUFFIXES, ".json")
+    mine = [entry for entry in files if entry.base_name.lower().endswith(ends)]
+    stems = Counter(_stem(entry.base_name) for entry in mine)
+    kept = [
+        entry
+        for entry in mine
+        if _number(entry.base_name) is not None or stems[_stem(entry.base_name)] > 1
+    ]
+    numbered = ((-1 if (n := _number(e.base_name)) is None else n, e.base_name, e) for e in kept)
+    return [entry for _, _, entry in sorted(numbered, key=lambda row: row[:2])]
 
 
 def _index_reject(reason: Reason, detail: str, image_id: int | None = None) -> Reject:
     return Reject(stage=Stage.INDEX, reason=reason, detail=detail, image_id=image_id)
-
-
-def _int(value: Any) -> int:
-    """An integer of json; 3.0 is one, 3.5, "3" and true are not."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-        raise TypeError(f"expected an integer, found {value!r:.50}")
-    return int(value)
-
-
-def _score(value: Any) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise TypeError(f"expected a finite number, found {value!r:.50}")
-    return float(value)
 
 
 def _stem(name: str) -> str:

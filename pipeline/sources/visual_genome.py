@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from tap_engine.pipeline.sources.captions import RULES_VERSION, CleaningCounts
-from tap_engine.pipeline.sources.filesystem import absolute_uri, list_folder
+from tap_engine.pipeline.sources.filesystem import Unreadable, absolute_uri, list_folder, read_small
 from tap_engine.pipeline.sources.records import ImageRecord, RegionRecord, Shard, Unit
 from tap_engine.pipeline.sources.visual_genome_stage import (
     Staged,
@@ -29,6 +29,7 @@ from tap_engine.pipeline.sources.visual_genome_stage import (
     open_regions,
     stage,
 )
+from tap_engine.schemas import values
 from tap_engine.schemas.boxes import clip_xyxy, xywh_to_xyxy, xyxy_to_xywh
 from tap_engine.schemas.errors import SchemaError, SourceError
 from tap_engine.schemas.filesystem import open_filesystem
@@ -39,6 +40,9 @@ from tap_engine.schemas.tables import SPLITS
 
 _SUBFOLDERS = ("VG_100K", "VG_100K_2")
 """Where the two photo archives unpack to."""
+
+_MAX_PHOTO = 1 << 28
+"""256 MiB: a wrong size must not exhaust memory."""
 
 _BOX = ("x", "y", "width", "height")
 
@@ -186,7 +190,11 @@ class VisualGenomeSource:
         """One image with its regions: boxes cut to the image, problems as rejects."""
         image_id, name = int(unit.image_ids[index]), unit.file_names[index]
         span = _Span(*(int(value) for value in unit.spans[index]))
-        photo = _read(f"{self._folders[span.folder]}/{name}")
+        try:
+            photo = read_small(f"{self._folders[span.folder]}/{name}", _MAX_PHOTO)
+        except Unreadable as error:
+            reason, detail = Reason.IMAGE_UNREADABLE, f"{name}: {error}"
+            return None, [Reject(stage=Stage.READ, reason=reason, detail=detail, image_id=image_id)]
         split = SPLITS[span.split] if span.split >= 0 else None
         record = ImageRecord(image_id, name, span.width, span.height, photo, split=split)
         rejects: list[Reject] = []
@@ -252,10 +260,17 @@ def read_splits(uri: str) -> dict[int, int]:
             f"densecap_splits.json; found {', '.join(map(str, content))[:100]}"
         )
     for index, split in enumerate(SPLITS):
-        for number in content.get(split, []):
-            if found.setdefault(int(number), index) != index:
+        numbers = content.get(split, [])
+        if not isinstance(numbers, list):
+            raise SchemaError(f"{uri}: {split!r} is {numbers!r:.50}, expected a list of numbers")
+        for place, entry in enumerate(numbers):
+            try:
+                number = values.integer(int(entry) if isinstance(entry, str) else entry)
+            except ValueError as error:
+                raise SchemaError(f"{uri}: entry {place} of {split!r}: {error}") from error
+            if found.setdefault(number, index) != index:
                 raise SchemaError(
-                    f"{uri}: image {number} is in {split} and in {SPLITS[found[int(number)]]}"
+                    f"{uri}: image {number} is in {split} and in {SPLITS[found[number]]}"
                 )
     return found
 
@@ -287,12 +302,6 @@ def _photo_folders(uri: str) -> list[str]:
     """A folder itself where photos are in it, and its unpacked archives."""
     inside = {entry.base_name for entry in list_folder(uri) if not entry.is_file}
     return [uri, *(f"{uri.rstrip('/')}/{name}" for name in _SUBFOLDERS if name in inside)]
-
-
-def _read(uri: str) -> bytes:
-    filesystem, path = open_filesystem(uri)
-    with filesystem.open_input_stream(path) as file:
-        return file.read()
 
 
 def _region(

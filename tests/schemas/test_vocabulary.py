@@ -73,3 +73,17 @@ def test_more_names_than_ids_are_refused(tmp_path) -> None:
     path.write_text("\n".join(f"name {k}" for k in range(65_537)))
     with pytest.raises(SchemaError, match=r"65,537 concepts; a store holds at most 65,536"):
         load_vocabulary(str(path))
+
+
+def test_files_of_other_programs(tmp_path) -> None:
+    path = tmp_path / "bom.txt"
+    path.write_bytes("\ufeffdog\ncat\n".encode())
+    assert load_vocabulary(str(path)).names == ("dog", "cat")
+    for name, content in (("latin.txt", b"caf\xe9\n"), ("names.txt.gz", b"\x1f\x8b\x08\0\xff")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(SchemaError, match=rf"{name}: expected a text file in UTF-8"):
+            load_vocabulary(str(tmp_path / name))
+    for content in ('{"categories": [{"id": 1, "name": null}]}', '["dog", null]', "[" * 100_000):
+        (tmp_path / "x.json").write_text(content)
+        with pytest.raises(SchemaError, match=r"x.json: expected a json list of names"):
+            load_vocabulary(str(tmp_path / "x.json"))
