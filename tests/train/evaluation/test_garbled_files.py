@@ -46,7 +46,6 @@ def score(protocol: str, truth_path: str, predictions: str) -> dict:
         {"segmentation": [[1.0, 2.0, 3.0]]},
         {"segmentation": [[2.0, 2.0, 1e8, 2.0, 12.0, 8.0]]},
         {"segmentation": {"size": [10, 20], "counts": "04"}},
-        {"segmentation": {"size": None, "counts": [200]}},
         {"bbox": [2, 2, 10]},
         {"bbox": "2, 2"},
         {"image_id": 7},
