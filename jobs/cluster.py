@@ -20,8 +20,8 @@ def ray_session(address: str | None, cpus: int | None, wheel: str | None) -> Ite
     """Connect to Ray for the time of one job.
 
     Args:
-        address: of a running cluster ("auto", "ray://...", "host:6379"); None starts Ray here.
-        cpus: how many CPUs a local Ray may use; None for all.
+        address: a running cluster ("auto", "ray://...", "host:6379"); None starts Ray here.
+        cpus: the number of CPUs that a local Ray may use; None for all.
         wheel: file of this package's wheel to install on a cluster's workers; None where it is
             part of their image.
     """

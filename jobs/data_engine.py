@@ -15,7 +15,7 @@ def embed_names(names: Sequence[str], teacher_name: str, device: str = "auto") -
     """Text embeddings of any names, from the teacher that a model learned from.
 
     Args:
-        names: as people say them; the template "a {}" is put around each.
+        names: names as people say them; the template "a {}" is put around each.
         teacher_name: see `TeacherConfig.name`.
         device: see `TeacherConfig.device`.
 

@@ -141,9 +141,9 @@ def build_config(
     Args:
         recipe_name: see pipeline/recipes.py.
         out: the store.
-        overrides: of `--set`.
-        storage_option: of `--storage-option`.
-        take_over: of `--take-over`.
+        overrides: the values of `--set`.
+        storage_option: the values of `--storage-option`.
+        take_over: whether `--take-over` was given.
         given: `teacher`, `pretrained`, `device`, `download`, `vocabulary`, `limit` as on the
             command line; None where not given.
 

@@ -30,9 +30,9 @@ def sample_set(scenes: int = 0, size_px: int = SIZE_PX, seed: int = 0) -> EvalSe
     """Held-out scenes with their truth; about 40 per second at 256 px on one core.
 
     Args:
-        scenes: how many; 0 for the usual `SCENES`.
+        scenes: the number of scenes; 0 takes `SCENES`.
         size_px: side of a scene.
-        seed: of the sample world.
+        seed: the seed of the sample world.
     """
     names = load_vocabulary(DEFAULT_VOCABULARY)
     images: dict[int, TruthImage] = {}

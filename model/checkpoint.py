@@ -37,7 +37,7 @@ class ModelCard:
         config: the model's sizes.
         tokenizer: fingerprint of the tokenizer it was trained with; None if it writes no captions.
         vocabulary: fingerprint of the concept vocabulary it was trained with.
-        logit_scale: of the concept distribution it was trained with.
+        logit_scale: logit scale of the concept distribution it was trained with.
         about: anything else worth keeping, JSON values: recipe, step, data, software versions.
     """
 
@@ -100,7 +100,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> TapModel
 
     Args:
         path: the file, its folder, or "sample".
-        device: where to.
+        device: the device to load to.
 
     Raises:
         CheckpointError: missing, damaged, or weights and config disagree.

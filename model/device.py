@@ -44,8 +44,8 @@ def dtype_of(precision: str, device: torch.device, setting: str = "--precision")
     """The type to compute with.
 
     Args:
-        precision: of `schemas.precision.PRECISIONS`.
-        device: for `auto`: float16 on CUDA, float32 elsewhere.
+        precision: one of `schemas.precision.PRECISIONS`.
+        device: decides what `auto` is: float16 on CUDA, float32 elsewhere.
         setting: what the error calls it.
 
     Raises:

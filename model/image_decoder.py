@@ -103,7 +103,7 @@ class Attention(nn.Module):
         Args:
             q: [B, P or 1, Nq, D]; 1 where all prompts ask the same.
             k: [B, P or 1, Nk, D]; 1 where all prompts look at the same.
-            v: as k.
+            v: the values; shape as `k`.
             q_pos: [Nq, D] position code of the queries, where it is the same for all prompts.
             k_pos: [Nk, D] of the keys.
             seen: [B, P, Nk] bool, the keys that are looked at, where keys differ by prompt; None

@@ -56,7 +56,7 @@ class Prompt:
     Attributes:
         box_xyxy: corners of a box.
         points: (x, y) of every click.
-        labels: of every click, 1 on the region, 0 outside it.
+        labels: for every click 1 if it is on the region, 0 if it is outside.
     """
 
     box_xyxy: Sequence[float] | None = None

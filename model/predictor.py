@@ -125,8 +125,8 @@ class Tap:
     Args:
         model: the network; moved nowhere, so put it on its device first.
         concept_table: names to predict; may be set later.
-        tokenizer: for captions; None for none.
-        precision: of the arithmetic, by autocast: auto, fp32, fp16 or bf16. Weights stay float32,
+        tokenizer: the tokenizer of captions; without it there are no captions.
+        precision: precision of autocast: auto, fp32, fp16 or bf16. Weights stay float32,
             and so do positions, concept probabilities and everything that is returned.
         prompts_per_chunk: prompts decoded at a time; bounds memory, about 20 MB each in float32 at
             1024 px, more for images over 4 megapixels.
@@ -172,7 +172,7 @@ class Tap:
         Args:
             path: the folder, its .safetensors file, or "sample" for the tiny model that comes with
                 the package.
-            device: where to compute: auto, cpu, cuda, cuda:1.
+            device: the device to compute on: auto, cpu, cuda, cuda:1.
             precision: see the class.
 
         Raises:
@@ -266,7 +266,7 @@ class Tap:
             mask: [P, H, W] or [H, W] mask or sketch, turned into nine points.
             top_k: concepts to name.
             captions: write captions, where there is a tokenizer.
-            image: of `set_image`; the last one by default.
+            image: what `set_image` returned; by default the last image that was set.
 
         Returns:
             P regions; none for an empty list of boxes.
@@ -304,7 +304,7 @@ class Tap:
         Args:
             points: [P, K, 2] (x, y) px of the image; a box is its two corners.
             labels: [P, K] of `prompt_encoder.Label`.
-            image: of `set_image`; the last one by default.
+            image: what `set_image` returned; by default the last image that was set.
             chunk: prompts decoded at a time; `prompts_per_chunk` by default.
 
         Yields:

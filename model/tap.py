@@ -180,7 +180,7 @@ class TapModel(nn.Module):
         change without compiling the encoder again.
 
         Args:
-            options: of `torch.compile`.
+            options: the options of `torch.compile`.
         """
         parts = [
             *self.image_encoder.blocks,

@@ -123,7 +123,7 @@ class TextDecoder(nn.Module):
             sem_tokens: [N, C_prompt].
             bos_id: first id of every caption.
             eos_id: ends a caption; what follows it in a row is EOS too.
-            max_new_tokens: at most so many; all that fit into `max_seq_len` by default.
+            max_new_tokens: longest caption; as long as `max_seq_len` allows by default.
 
         Returns:
             [N, L] int64, BOS first; L - 1 new tokens of the longest caption, EOS included.

@@ -117,7 +117,7 @@ class ConceptPacker:
 
     Attributes:
         weights: [D, C] target weights, float32, on the device that embeddings come on.
-        top_k: how many concepts are kept.
+        top_k: the number of concepts that are kept.
     """
 
     weights: Tensor

@@ -53,7 +53,7 @@ class WorkerConfig:
         teacher_gpus: GPUs of each worker; fractions share one; None takes one where there are any.
         unit_images: images per unit; a killed worker loses at most its unit's work.
         commit_s: seconds between commits; a killed driver loses at most that much.
-        retries: how often a unit is tried again when its worker dies, before it counts as failed.
+        retries: number of new tries of a unit whose worker died, before it counts as failed.
     """
 
     actors: int = 0
@@ -79,16 +79,16 @@ class BuildConfig:
         out: path or URI of the store; recipes leave it empty.
         teacher: which model, and how it runs; None writes regions without embeddings and an
             empty `concepts` table.
-        crop: how regions become crops.
+        crop: the rule by which regions become crops.
         vocabulary: a shipped name, a file, or the names themselves.
         source_templates, target_templates: prompts of the concept weights.
         concepts: "top:K", "full" or "none": what `regions` keeps of each distribution.
         limit: build at most this many images in all; 0 for everything.
-        max_reject_share: above this share of images or regions left out, the build says so with
+        max_reject_share: if a larger share of images or regions is left out, the build says so with
             its exit code; the store is complete all the same.
         take_over: enter although another driver's lease has not run out.
-        storage_options: for Lance's object stores, beside the environment's.
-        workers: how the work is spread.
+        storage_options: options of Lance's object stores, beside the environment's.
+        workers: the settings that spread the work.
     """
 
     out: str = ""
@@ -115,9 +115,9 @@ def build_settings(config: BuildConfig, source: Source, info: TeacherInfo | None
     """What decides the values in the rows.
 
     Args:
-        config: of the build.
-        source: where rows come from.
-        info: of the loaded teacher; None without one.
+        config: the settings of the build.
+        source: the source of the rows.
+        info: what the loaded teacher says of itself; None without a teacher.
     """
     settings = StoreSettings(
         captioned=source.captioned, labelled=source.labelled, source=source.settings()

@@ -85,7 +85,7 @@ def crop_regions(
         image_rgb: [H, W, 3] uint8.
         masks: N run lengths of `rle.runs`, each of the image's size; None shows the whole box.
         boxes_xywh: [N, 4] int, px; a mask's own box is `rle.bbox_xywh`.
-        config: how.
+        config: the rule.
         out: [N, S, S, 3] uint8, C-contiguous, written and returned; a new array without it.
 
     Returns:

@@ -42,15 +42,15 @@ class Estimate:
     """The numbers of a dry run.
 
     Attributes:
-        shards, shard_bytes: in all.
+        shards, shard_bytes: number and size of all shards.
         images: usable ones; exact when every shard was indexed.
         exact: whether `images` was counted rather than extrapolated from some shards' bytes.
         regions: images times the sampled regions per image.
-        sampled_images: how many were read.
-        jpeg_bytes, rle_bytes: of the sample, an image and a region.
+        sampled_images: number of images that were read.
+        jpeg_bytes, rle_bytes: mean bytes per image and per region of the sample.
         store_bytes: what the store will take.
         prepare_s: core-seconds to read, decode and crop one image; measured here.
-        crops_per_s: of the teacher on this machine's device; None where it could not be loaded.
+        crops_per_s: speed of the teacher on this machine; None if it could not be loaded.
         layout: the workers that this machine would start.
         warnings: what will not fit, or could not be measured.
     """

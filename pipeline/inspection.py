@@ -93,7 +93,7 @@ def view_region(store: Store, key: int, *, top: int = 5, context: float = 0.3) -
     Args:
         store: the store.
         key: region key.
-        top: how many concepts.
+        top: the number of concepts.
         context: margin around the box in the picture, share of its sides.
 
     Raises:

@@ -126,7 +126,7 @@ class Ledger:
         index still shows a half of that image (a copy of it may be whole elsewhere).
 
         Args:
-            rejects: of all shards of this run, stage `index`.
+            rejects: rejects of stage `index` from all shards of this run.
             found_images: sorted ids of the images that are usable now.
 
         Raises:

@@ -38,9 +38,9 @@ class MixConfig:
     """What is asked of a mixture.
 
     Attributes:
-        subsets: how many.
-        regions: of each subset.
-        shares: of each repeated source in every subset's regions, by source name.
+        subsets: the number of subsets.
+        regions: the number of regions per subset.
+        shares: source name -> share of that repeated source in every subset's regions.
         seed: another one draws other images.
     """
 
@@ -106,7 +106,7 @@ class Mixture:
     """A plan.
 
     Attributes:
-        table: of `mixture_schema`, by subset, source and image id.
+        table: rows of `mixture_schema`, sorted by subset, source and image id.
         parts: subset by subset, source by source.
         scale: 1, or by how much less than was asked the stores hold; all subsets shrink alike.
         pools: what there was, by source.

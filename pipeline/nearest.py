@@ -22,9 +22,9 @@ def nearest_regions(
 
     Args:
         store: the store.
-        key: of the region to start from.
-        top: how many; fewer where the store has fewer.
-        filter_: as in query.py; None searches all regions.
+        key: the key of the region to start from.
+        top: the number of regions; fewer if the store has fewer.
+        filter_: a condition as in query.py; None searches all regions.
 
     Returns:
         Columns key, image_id, region_id, similarity (cosine, float32), and concept where the store

@@ -36,9 +36,9 @@ def open_store(
     """Create the tables, or check that the existing ones were made with the same settings.
 
     Args:
-        source: where rows will come from.
-        store: where they will go.
-        config: of the build.
+        source: the source of the rows.
+        store: the store they will go to.
+        config: the settings of the build.
         describe: loads the teacher and says what it is, as `describe_teacher` does; called for a
             new store only, since it takes a while.
         say: told what takes a while.

@@ -34,8 +34,8 @@ class PictureRegion:
     Attributes:
         counts: COCO compressed counts.
         concept: the most probable one.
-        probability: of it.
-        entropy: of the distribution, nats.
+        probability: the probability of that concept.
+        entropy: entropy of the distribution, nats.
         truth: the right concept, where it is known.
     """
 
@@ -59,7 +59,7 @@ def read_scenes(store_uri: str, count: int, truth: str | Path | None = None) -> 
 
     Args:
         store_uri: folder or URI.
-        count: how many; fewer where the store has fewer.
+        count: the number of images; fewer if the store has fewer.
         truth: the sample world's truth table, to mark what is wrong.
 
     Raises:

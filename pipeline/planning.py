@@ -32,9 +32,9 @@ class Plan:
         rejects: what the indices of the shards showed to be unusable.
         found_images: sorted ids of all usable images in all indexed shards, built or not.
         total_images: usable images in all shards, each counted once, after the limit.
-        built_images: of those, already in the store.
+        built_images: number of those that are in the store already.
         duplicate_images: seen again in another shard; built once.
-        shards: how many were indexed.
+        shards: number of shards that were indexed.
     """
 
     units: list[Unit]
@@ -60,9 +60,9 @@ def make_plan(
 
     Args:
         source: reads the shards.
-        shards: of `source.shards()`.
+        shards: what `source.shards()` returned.
         unit_images: images per unit.
-        limit: at most this many images of the whole, built or not; 0 for all. Shards beyond it
+        limit: number of images at most, built ones included; 0 for all. Shards beyond it
             are not indexed.
         done_images: sorted ids, of ledger.py.
         stored: what the store holds, to tell copies from other pictures of the same number.

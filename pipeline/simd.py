@@ -59,8 +59,8 @@ def weigh(lines, low, length, count, weights, stride, target, rest):  # type: ig
     Args:
         lines: address of `count` int64 addresses of lines.
         low: the first byte of each line that counts.
-        length: how many bytes count.
-        count: how many lines, at least 1.
+        length: number of bytes that count.
+        count: number of lines, at least 1.
         weights: address of the first line's weight, int32 in FIXED_BITS fixed point.
         stride: bytes from one weight to the next.
         target: address of the result's first byte.

@@ -52,7 +52,7 @@ class Store:
 
     Attributes:
         uri: absolute path or URI of the folder.
-        storage_options: for Lance's object-store layer, beside the environment's.
+        storage_options: options of Lance's object stores, beside the environment's.
         patient: whether an object store that fails is asked again after `STORAGE_WAITS_S`, as the
             driver of a long build does. Local disks are not: what they report stays true.
     """
@@ -160,7 +160,7 @@ class Store:
         Args:
             table: which.
             fragments: uncommitted.
-            read_version: of the table when the caller last knew that it may write; a later
+            read_version: the table's version when the caller last knew that it may write; a later
                 `fence` makes the commit fail. The latest by default.
 
         Raises:

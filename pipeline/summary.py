@@ -17,7 +17,7 @@ class BuildSummary:
         built_before: images that were there already.
         total_images: images asked for, once each.
         rejects: rows left out in this run, by reason.
-        rejected_images, rejected_regions: of those.
+        rejected_images, rejected_regions: number of those that were left out.
         seconds: wall time of this run.
         stage_seconds: work by stage, all workers together.
         units: units of this run.

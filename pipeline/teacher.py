@@ -44,7 +44,7 @@ class TeacherConfig:
             `hf-hub:` name, or "sample" for the small teacher shipped with this package.
         pretrained: a tag of that model, a weight file, or "none" for random weights; None where
             the name brings its own weights.
-        seed: of the random weights with pretrained="none".
+        seed: seed of the random weights with pretrained="none".
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: "auto" (fp16 on CUDA, fp32 elsewhere), "fp32", "fp16" or "bf16".
         batch_size: crops a forward pass; 0 means 256 on CUDA, 64 elsewhere.

@@ -74,10 +74,10 @@ def open_builder(
     """A builder with its teacher loaded, which is proved to be the one that made the store.
 
     Args:
-        store: where fragments go; None for an estimate, which builds nothing.
-        source: where units come from.
-        config: of the build.
-        threads: of reading, decoding and cropping, and of torch on a CPU.
+        store: the store that fragments go to; None for an estimate, which builds nothing.
+        source: the source of the units.
+        config: the settings of the build.
+        threads: number of threads that read, decode and crop, and of torch on a CPU.
 
     Raises:
         ConfigError: the teacher cannot be loaded.
@@ -105,12 +105,12 @@ class UnitBuilder:
     """Builds units with one loaded teacher; call it with one unit after the other.
 
     Args:
-        source: where units come from.
-        store: where fragments go; None for a builder that is only asked what it would do.
+        source: the source of the units.
+        store: the store that fragments go to; None for a builder that only estimates.
         teacher: loaded; None writes regions without embeddings.
         packer: concept columns; None leaves them out.
-        crop: how regions become crops; needed with a teacher only.
-        threads: of reading, decoding and cropping.
+        crop: the rule by which regions become crops; needed with a teacher only.
+        threads: the number of threads that read, decode and crop.
     """
 
     def __init__(

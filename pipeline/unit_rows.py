@@ -39,10 +39,10 @@ class UnitRows:
     """Collects finished images and writes them in batches.
 
     Args:
-        images: of the `images` table, as `images_schema`.
-        regions: of the `regions` table, as `regions_schema`.
+        images: rows of the table `images`, in `images_schema`.
+        regions: rows of the table `regions`, in `regions_schema`.
         unit_id: the unit the rows are of.
-        source: where they came from.
+        source: the name of their source.
         clock: takes the seconds of writing.
     """
 
@@ -67,7 +67,7 @@ class UnitRows:
 
         Args:
             record: the image.
-            regions: in the order of their ordinals.
+            regions: regions in the order of their ordinals.
             derived: the teacher's columns, a row per region; may be empty.
         """
         self._pending_images.append((record, len(regions)))

@@ -59,7 +59,7 @@ def verify(
 
     Args:
         store: the store.
-        jpeg_sample: how many images, evenly spread, have their bytes read and looked at.
+        jpeg_sample: number of images, evenly spread, whose bytes are read and checked.
         say: told what is being checked.
 
     Raises:

@@ -81,7 +81,7 @@ def unit_id(shard_name: str, shard_size: int, image_ids: npt.NDArray[np.int64]) 
     Args:
         shard_name: the shard's own name, without its folder.
         shard_size: its size in bytes; 0 for a folder, which may grow.
-        image_ids: of the images in the unit, in order.
+        image_ids: ids of the images in the unit, in order.
     """
     digest = hashlib.blake2b(f"{shard_name}\n{shard_size}\n".encode(), digest_size=8)
     digest.update(np.ascontiguousarray(image_ids, "<i8").tobytes())

@@ -15,7 +15,7 @@ def check_precision(word: str, setting: str) -> None:
 
     Args:
         word: what was given.
-        setting: where it was given, such as "--precision".
+        setting: the option or setting that gave it, such as "--precision".
 
     Raises:
         ConfigError: names the setting and the words there are.

@@ -57,7 +57,7 @@ class Reject:
     """One thing left out.
 
     Attributes:
-        stage: where.
+        stage: the stage that left it out.
         reason: why, of the closed vocabulary.
         detail: the numbers or the message behind it, for a person.
         image_id: the image concerned; None when not even that is known.

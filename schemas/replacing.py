@@ -64,7 +64,7 @@ def replacing_in(filesystem: "fs.FileSystem", path: str) -> Iterator[str]:
     last to finish puts its content in place and removes what killed ones left.
 
     Args:
-        filesystem: where the file is.
+        filesystem: the filesystem of the file.
         path: the file, in an existing folder.
     """
     from pyarrow import fs  # not above: the model writes checkpoints where there is no pyarrow

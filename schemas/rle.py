@@ -56,7 +56,7 @@ def decode_window(
     """Part of a mask, at the cost of that part.
 
     Args:
-        mask_runs: of `runs`.
+        mask_runs: what `runs` returned.
         size_hw: the mask's size, px.
         window_xyxy: the part wanted, px, right and bottom exclusive; what lies off the mask is 0.
 
@@ -78,7 +78,7 @@ def decode_scaled(
     """Share of each output cell that the mask covers: exact area averaging, any scale.
 
     Args:
-        mask_runs: of `runs`.
+        mask_runs: what `runs` returned.
         size_hw: the mask's size, px.
         out_hw: cells of the output grid.
         window_xyxy: part of the plane the grid covers, px, may reach beyond the mask (0 there)

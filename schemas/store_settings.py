@@ -30,12 +30,12 @@ class TeacherInfo:
     """What a loaded teacher is.
 
     Attributes:
-        name, pretrained: as configured, defaults resolved; no machine path.
-        weights_sha256: of all parameters and buffers, float32 where they are floating.
-        precision: of the forward pass, by torch's name ("float16").
+        name, pretrained: the configured model with defaults resolved; no machine path.
+        weights_sha256: hash of all parameters and buffers, as float32 if they are floating.
+        precision: type of the forward pass, by torch's name ("float16").
         embed_dim: D.
         image_px: side of the square input.
-        mean_rgb, std_rgb: of the input normalisation, in 0..1.
+        mean_rgb, std_rgb: input normalisation, in 0..1.
         logit_scale: the learned one, exp already taken.
         random_weights: True when the numbers mean nothing.
     """
@@ -109,11 +109,11 @@ class StoreSettings:
 
     Attributes:
         teacher: which model embedded the regions; None for a store without embeddings.
-        crop: how regions became crops; None without a teacher, as the next three.
+        crop: the rule by which regions became crops; None without a teacher, as the next three.
         vocabulary: which concepts the store knows.
         source_templates: prompts of the concept weights of a student, with "{}" for the name.
         target_templates: prompts of the concept weights of the teacher.
-        top_k: how many concepts each region keeps; 0 for none.
+        top_k: number of concepts that each region keeps; 0 for none.
         captioned: whether regions have captions and images a split.
         labelled: whether regions have labels.
         source: what the data set says of itself: nested JSON values, empty for SA-1B.

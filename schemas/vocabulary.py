@@ -33,8 +33,8 @@ class VocabularyInfo:
     """What a store says of its vocabulary; the names themselves are its table `concepts`.
 
     Attributes:
-        name: as in `Vocabulary`.
-        size: how many concepts.
+        name: name of the `Vocabulary`.
+        size: number of concepts.
         fingerprint: 16 hex digits that change when a name or its id does.
     """
 

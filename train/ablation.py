@@ -30,8 +30,8 @@ class Variant:
     """One row of an ablation.
 
     Attributes:
-        folder: where it lies.
-        name: in the report.
+        folder: its folder.
+        name: its name in the report.
         overrides: what differs from the recipe.
         tasks: what is measured.
         start: folder of the pre-trained variant whose captions are tuned; empty pre-trains.

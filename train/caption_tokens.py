@@ -22,7 +22,7 @@ def learn_tokenizer(
         stores: captioned stores; read once, a batch in memory.
         size: ids wanted; fewer come out where the captions have no more pairs to merge.
         split: regions whose `split` column names another are left out; empty takes all.
-        storage_options: for object stores, as Lance takes them.
+        storage_options: options of the object store, as Lance takes them.
 
     Raises:
         StoreError: no caption there.

@@ -40,7 +40,7 @@ class CheckpointConfig:
 
     Attributes:
         every: steps between checkpoints; the last step is always saved.
-        keep: how many of the newest stay.
+        keep: number of the newest that stay.
         keep_every: checkpoints at multiples of this many steps stay for good; 0 none.
     """
 

@@ -30,7 +30,7 @@ class LoopConfig:
         batch: images per step over all processes.
         images: images of one forward pass in one process; batch / (images * processes) passes
             are accumulated.
-        seed: of everything random.
+        seed: the seed of everything random.
         precision: "fp32", "bf16" or "fp16" (with loss scaling); losses are always float32.
         device: "auto", "cpu" or "cuda".
         threads: CPU threads of torch; 0 leaves torch's own choice.
@@ -119,7 +119,7 @@ class TrainConfig:
         init: what the weights start from.
         stream: stores, order and loading.
         augment: what is varied.
-        prompts: how prompts are drawn.
+        prompts: the rule by which prompts are drawn.
         loss: what is minimised.
         optim: optimiser and schedule.
         train: length, batch and arithmetic.

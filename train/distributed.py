@@ -43,7 +43,7 @@ def start(device: str, timeout_minutes: float = 30.0) -> Process:
 
     Args:
         device: "auto", "cpu" or "cuda".
-        timeout_minutes: how long a process waits for the others before it gives up.
+        timeout_minutes: time that a process waits for the others before it gives up.
 
     Raises:
         ConfigError: CUDA asked for and not there, or fewer devices than local processes.

@@ -30,7 +30,7 @@ class Bar:
     """A figure that must be passed.
 
     Attributes:
-        figure: of `HeldOutFigures.summary`.
+        figure: a name of `HeldOutFigures.summary`.
         above: the threshold.
     """
 

@@ -50,8 +50,8 @@ class HeldOutConfig:
     Attributes:
         store: a store that is not trained on; empty measures nothing.
         truth: its truth table (sample world), file or folder; empty compares with the teacher only.
-        images: how many of its images.
-        split: as in `StreamConfig`.
+        images: the number of its images.
+        split: the split to measure on, as in `StreamConfig`.
         every: steps between measurements; the last step is always measured.
     """
 
@@ -73,7 +73,7 @@ class HeldOutFigures:
     Attributes:
         values: question -> [N] float, NaN where it does not apply.
         kinds: [N] "object", "part", "stuff", or "" without a truth table.
-        images: how many images they are from.
+        images: the number of images they are from.
     """
 
     values: dict[str, Numbers]
@@ -137,7 +137,7 @@ def measure(
         model: asked as the evaluation asks it, about the store's concepts.
         space: the same concepts with the teacher's projection.
         reader: the store, of `open_measured`, with embeddings.
-        images: how many of its images at most.
+        images: the number of its images, at most.
         split: images of another split are left out; see `HeldOutConfig`.
         truth: what regions really are; without it only the teacher is compared with.
     """
@@ -183,7 +183,7 @@ def measure_all(
     Args:
         tap: the model.
         reader: the store, of `open_measured`.
-        config: how many images of which split.
+        config: number of images, and their split.
         truth: what regions really are, or None.
         space: concepts of the store, or None.
 
@@ -215,7 +215,7 @@ def measure_checkpoint(
         path: run folder, checkpoint folder or .safetensors.
         store: store to measure on.
         truth: its truth table, or "".
-        images: how many of its images at most.
+        images: the number of its images, at most.
     """
     tap, reader, space = _opened(path, store)
     if space is None:

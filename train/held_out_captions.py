@@ -41,7 +41,7 @@ class CaptionFigures:
         references: phrases of the same region; empty without any.
         things: what the region is; None where that is not known.
         named: the model's top concept; empty without a concept table.
-        images: how many images they are from.
+        images: the number of images they are from.
     """
 
     captions: list[str] = field(default_factory=list)
@@ -138,7 +138,7 @@ def measure_captions(
     Args:
         model: asked as the evaluation asks it; with a tokenizer, and class names where it has any.
         reader: the store, of `open_measured`.
-        images: how many images at most.
+        images: the number of images, at most.
         split: images of another split are left out; see `StreamConfig.split`.
         truth: what regions are. Without references, only objects and surfaces are asked about.
     """

@@ -34,7 +34,7 @@ def open_measured(uri: str, storage_options: Mapping[str, str] | None = None) ->
 
     Args:
         uri: folder or object-store prefix.
-        storage_options: for object stores, as Lance takes them.
+        storage_options: options of the object store, as Lance takes them.
     """
     return StoreReader(
         uri,

@@ -46,7 +46,7 @@ def train(run: Run) -> None:
     """Trains from where the run stands to its last step.
 
     Args:
-        run: of `run.open_run`.
+        run: what `run.open_run` returned.
 
     Raises:
         Interrupted: SIGTERM, SIGINT or SIGHUP came; a checkpoint was written.

@@ -26,7 +26,7 @@ def focal_loss(
         mask_logits: [..., H, W], any float dtype.
         target: [..., H, W] in [0, 1]; shares of a pixel's area are allowed, see `soft` in docs.
         alpha: weight of the foreground; the background has 1 - alpha.
-        gamma: how strongly well-classified pixels are discounted.
+        gamma: strength with which well-classified pixels are discounted.
 
     Returns:
         [...] float32.

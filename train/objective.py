@@ -48,19 +48,19 @@ class LossConfig:
         segmentation: alpha, weight of L_seg = focal * F + dice * D + iou * I.
         focal, dice: 20 and 1 in the papers.
         iou: weight of the IoU head's squared error.
-        focal_alpha, focal_gamma: of the focal loss.
+        focal_alpha, focal_gamma: parameters of the focal loss.
         concept_loss: "kl" (target || predicted, exact target), "reverse_kl", "top_k" (the stored
             concepts) or "feature" (cosine).
-        logit_scale: of the concept distributions; 0 takes the teacher's own.
+        logit_scale: logit scale of both concept distributions; 0 takes the teacher's own.
         supervise: "routed": boxes train output 0, points the best of 1 to 3, as outputs are chosen
             at inference; "best": the best of all four.
-        balanced_steps: over so many steps a balanced cross entropy fades into the focal loss.
+        balanced_steps: number of steps in which a balanced cross entropy fades into the focal loss.
         balanced: weight of that cross entropy at the start, in the place of `focal`.
         auxiliary: weight of the concept loss on mask-pooled image features (training only).
         pooled_regions: regions an image that this loss takes; it costs next to nothing, so they may
             be more than get prompts. 0 takes those.
         caption: beta, weight of L_cap; 0 in stage 1.
-        label_smoothing: of L_cap: share of the target spread evenly over all words.
+        label_smoothing: share of the target of L_cap that is spread evenly over all words.
     """
 
     concept: float = 1.0
@@ -110,7 +110,7 @@ class Objective(nn.Module):
         model: the network.
         space: concepts of the stores; None where none has any, as for captions alone.
         losses: weights.
-        prompts: how prompts are drawn.
+        prompts: the rule by which prompts are drawn.
         by_source: report the losses of each data source, too: "vg/caption".
 
     Raises:
@@ -173,9 +173,9 @@ class Objective(nn.Module):
         """This pass's part of the step's loss.
 
         Args:
-            batch: on the model's device.
-            counts: of `count` over the whole step, all passes and processes.
-            step: for what fades.
+            batch: the batch, on the model's device.
+            counts: what `count` gives over the whole step, all passes and processes.
+            step: the number of the step; some weights fade with it.
 
         Returns:
             A scalar that sums, over passes and processes, to the loss of the step; and figures.
@@ -231,7 +231,7 @@ class Objective(nn.Module):
             output: all four candidates.
             chosen: the supervised one of each prompt.
             truth: [B, R, H, W] in [0, 1].
-            batch: for the targets.
+            batch: holds the targets.
             step: the balanced start fades with it.
         """
         w, terms = self.losses, []

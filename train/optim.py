@@ -22,7 +22,7 @@ class OptimConfig:
         scaling: "linear" multiplies the rate by batch / `rate_batch`; "none" leaves it.
         betas: AdamW's two.
         eps: AdamW's.
-        weight_decay: of the groups that decay.
+        weight_decay: decay of the groups that decay.
         decay_rule: "v1.1" decays everything but the normalisations' parameters (the released v1.1
             weights); "v1.0" decays only tensors of two or more dimensions.
         final_share: last rate over peak rate; the papers decay to 1 %.
@@ -85,7 +85,7 @@ def cosine_rate(
         last: rate at `steps`.
         steps: updates in all, warm-up included.
         warmup_steps: updates of linear rise; the last of them has the peak rate.
-        warmup_from: where the rise begins, over `peak`.
+        warmup_from: start of the rise, as a share of `peak`.
         refresh: the cosine is recomputed every so many updates and held in between.
 
     Source: the released TAP code's CosineLR (golden fixture 06); cosine to 1 % in the TAP paper,

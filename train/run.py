@@ -56,18 +56,18 @@ class Run:
     """A run that can be trained, saved and gone on with.
 
     Attributes:
-        folder: where it writes.
+        folder: the folder it writes to.
         config: resolved settings.
         process: this process among all.
         share: its part of every step.
         stream: the data.
         objective: model and losses; `wrapped` is the same under DDP.
         wrapped: what the loop calls.
-        optimizer, scaler: as torch has them.
+        optimizer, scaler: torch's objects.
         average: moving average of the model's state, or None.
         log: reports.
         names: concepts that go with the model, or None.
-        tokenizer: of its captions, or None.
+        tokenizer: tokenizer of its captions, or None.
         lock: keeps other runs out of the folder; None in all but the main process.
         viewed: the store that is measured on and drawn: the held-out one, or the first.
         step: steps done.
@@ -237,7 +237,7 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
 
     Args:
         config: resolved settings.
-        folder: where the run writes; made if missing.
+        folder: the folder that the run writes to; made if missing.
         resume: "auto", "never" or a checkpoint folder.
 
     Raises:

@@ -57,7 +57,7 @@ class RunLog:
 
     Args:
         run: the run's folder.
-        config: how often; see `LogConfig`.
+        config: what is reported and when; see `LogConfig`.
         step: steps done before; later lines of an interrupted run are dropped.
         steps: steps in all, for the ETA.
         active: False in all but the main process.

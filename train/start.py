@@ -64,7 +64,7 @@ def initial_model(
     """The network with its starting weights, and what was loaded; seed torch first.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         tokenizer: of the run. A text decoder of `init.weights` that learned other ids, or has
             another shape or prompt, is not loaded: it starts at random.
 
@@ -110,7 +110,7 @@ def tokenizer_of(config: TrainConfig, checkpoint: Path | None) -> TextTokenizer 
     """The tokenizer of a run's captions; None where it learns none and starts from none.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         checkpoint: the folder that is gone on from, which has its own.
 
     Raises:

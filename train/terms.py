@@ -21,8 +21,8 @@ class Term(NamedTuple):
     """One loss of every prompt.
 
     Attributes:
-        name: as it is logged.
-        weight: in the sum.
+        name: its name in the log.
+        weight: its weight in the sum.
         values: [B, R] float32; of captions the sum over their words.
         group: which prompts have it, of `groups`.
     """

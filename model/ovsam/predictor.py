@@ -214,7 +214,7 @@ class OpenVocabularySam:
             mask: [P, H, W] or [H, W] mask or sketch, turned into nine points.
             top_k: names to give.
             captions: not looked at: this model writes none.
-            image: of `set_image`; the last one by default.
+            image: what `set_image` returned; by default the last image that was set.
 
         Returns:
             P regions. `iou` is the stability of the mask (IoU of the mask at logits 1 and -1), for

@@ -64,7 +64,7 @@ def import_conversations(
 
     Args:
         files: paths or URIs; a row keeps the last part of its file's name.
-        images: where images are looked up; None where all samples are text alone.
+        images: the place where images are looked up; None if all samples are text alone.
         store: gets the tables `conversations` and `conversation_rejects`.
         replace: write over conversations that are there.
         say: told of each file.

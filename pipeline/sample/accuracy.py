@@ -31,8 +31,8 @@ class AccuracyRow:
 
     Attributes:
         facet: what the line breaks down by: kind, visibility, group, tint, ...
-        value: of the facet. Lines of other facets than kind are about objects alone.
-        regions: how many.
+        value: value of the facet. Lines of other facets than kind are about objects alone.
+        regions: the number of regions.
         top1: share whose most probable concept is right.
         top5: share with the right one among the five most probable; None where fewer were kept.
         entropy: mean entropy of the concept distribution, nats.
@@ -51,7 +51,7 @@ class StoreAccuracy:
     """A report on a store.
 
     Attributes:
-        rows: of the regions that are in the store and in the truth table.
+        rows: one row per region that is in the store and in the truth table.
         without_truth: regions of the store that the truth table lacks.
         not_in_store: regions of the truth table, on images that the store has, that it lacks.
     """

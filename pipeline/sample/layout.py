@@ -51,7 +51,7 @@ class Backdrop:
             waves, phase): y(x) = offset + slope * (x - .5) + amplitude * sin(2 pi waves x + phase).
         path: (near centre, near width, far centre, far width) where the last surface is a strip
             that lies on the one before, from the bottom to the horizon; else None.
-        horizon: where the ground begins, share of the height; 0 seen from above.
+        horizon: height at which the ground begins, share of the side; 0 if seen from above.
     """
 
     stuff: tuple[str, ...]
@@ -66,12 +66,12 @@ class Placement:
 
     Attributes:
         drawing: index into `drawings()`.
-        centre_xy: of its cell, shares of the side.
-        side: of its cell, share of the picture's side.
+        centre_xy: centre of its cell, shares of the side.
+        side: side of its cell, share of the picture's side.
         degrees: rotation, anticlockwise.
         mirrored: flipped left to right.
         tint: a colour word of TINTS, or None for its own colours.
-        strength: how much of the tint replaces the colours, 0..1.
+        strength: share of the colours that the tint replaces, 0..1.
         light: factor on its brightness.
         grounded: throws a shadow.
     """

@@ -29,13 +29,13 @@ class SceneRegion:
 
     Attributes:
         kind: object, part or stuff.
-        concept: of the vocabulary; a part has its object's.
+        concept: a name of the vocabulary; a part has its object's.
         drawing: index into `drawings()`; -1 for stuff.
         tint: colour word, or None.
         visibility: visible share of the whole thing, in what others cover and the edge cuts off;
             for stuff, the share of its surface that no object covers.
         counts: the mask, COCO compressed counts.
-        bbox_xywh: of the mask, px, pixel-edge convention.
+        bbox_xywh: box of the mask, px, pixel-edge convention.
         area: px.
         point_xy: a pixel of the mask.
         parent: index of the object in the scene's regions; -1 but for parts.
@@ -86,7 +86,7 @@ def draw_layout(layout: SceneLayout, rng: np.random.Generator, size: int) -> Sce
 
     Args:
         layout: what stands where.
-        rng: for the textures.
+        rng: draws the textures.
         size: px.
     """
     picture, surface = _paint_backdrop(layout.backdrop, rng, size)

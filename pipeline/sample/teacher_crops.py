@@ -73,7 +73,7 @@ def crop_scene(
     Args:
         name: which.
         size: side of the scene, px.
-        config: how regions become crops.
+        config: the rule by which regions become crops.
         part_share: keep this share of its parts; there are more parts than anything else.
     """
     scene = name.render(size)
@@ -116,10 +116,10 @@ def prepare_crops(
     About 0.2 MB per scene in memory at a part_share of a quarter.
 
     Args:
-        folder: for this list of scenes only.
+        folder: a folder for this list of scenes only.
         names: which scenes.
         sizes: sides, px; scene k is drawn at sizes[k mod len(sizes)].
-        config: how regions become crops.
+        config: the rule by which regions become crops.
         part_share: see `crop_scene`.
         workers: processes; 0 takes one per core.
         progress: called with (scenes done, scenes in all).

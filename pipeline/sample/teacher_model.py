@@ -77,7 +77,7 @@ def write_teacher(folder: Path, model: torch.nn.Module, training: dict[str, Any]
 
     Args:
         folder: an existing folder.
-        model: of `new_model`.
+        model: what `new_model` returned.
         training: settings and results, for training.json.
     """
     write_config(folder)

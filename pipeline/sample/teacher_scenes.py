@@ -32,8 +32,8 @@ class LabelledScenes:
 
     Attributes:
         jpegs: N compressed pictures.
-        boxes: of each, [K, 4] float32 xyxy px.
-        concepts: of each, [K] int64, id in merged-2560.
+        boxes: per scene [K, 4] float32 xyxy px.
+        concepts: per scene [K] int64, id in merged-2560.
     """
 
     jpegs: list[bytes]
@@ -126,10 +126,10 @@ def scene_batch(
 
     Args:
         scenes: to draw from.
-        count: how many.
+        count: the number of scenes.
         rng: decides which, and how they are varied.
-        mean: of the teacher's pixels, in 0..1.
-        std: likewise.
+        mean: mean of the teacher's pixels, in 0..1.
+        std: deviation of the teacher's pixels, in 0..1.
     """
     images, rois, concepts = [], [], []
     for position, index in enumerate(rng.integers(0, len(scenes), count)):

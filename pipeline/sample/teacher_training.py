@@ -65,16 +65,16 @@ class TeacherTrainingConfig:
     Attributes:
         scenes: training scenes, half at 256 and half at 512 px; 0.2 MB of memory each.
         validation: other scenes, drawn likewise, for the report at the end.
-        world_seed: of the scenes; no shipped or default sample set uses this one.
+        world_seed: seed of the scenes; no shipped or default sample set uses this one.
         steps: optimiser steps.
         batch: crops per step, each of another concept.
         negatives: names of other concepts per step.
         part_rate: share of a step's objects that are shown by one of their parts.
         tint_rate: share of the tinted crops whose text says the tint.
-        learning_rate: at its highest; warm-up and cosine around it.
+        learning_rate: highest rate; warm-up and cosine lie around it.
         warmup: steps.
-        weight_decay: on matrices only.
-        seed: of weights and sampling.
+        weight_decay: decay of matrices; nothing else decays.
+        seed: seed of weights and sampling.
         device: "cpu", "cuda", ...
         whole_scenes: scenes per step that are seen whole: their things are named in place and as
             boxes with their background (teacher_scenes.py). 0 makes a teacher for crops alone;
@@ -122,7 +122,7 @@ def train_teacher(
 
     Args:
         out: gets the teacher (see sample/teacher_model.py) and, until then, crops and checkpoints.
-        config: how.
+        config: the settings.
         workers: processes that draw scenes; 0 takes one per core.
         progress: called with (stage, done, in all, what else there is to say).
 
@@ -181,7 +181,7 @@ def evaluate_teacher(
     Args:
         model: an open_clip model; put into evaluation mode.
         tokens_of: its tokenizer, on its device.
-        crops: with their truth.
+        crops: crops with their truth.
     """
     model.eval()
     names = load_vocabulary(DEFAULT_VOCABULARY).names

@@ -63,10 +63,10 @@ class CleaningCounts:
     """What cleaning did to all phrases of a file.
 
     Attributes:
-        phrases: how many there were.
-        rules: how many of them each of RULES changed.
-        empty: how many had no letter or digit left.
-        not_ascii: how many still have characters beyond ASCII, which are kept.
+        phrases: number of phrases.
+        rules: number of phrases that each of RULES changed.
+        empty: number of phrases with no letter or digit left.
+        not_ascii: number that still have characters beyond ASCII, which are kept.
     """
 
     phrases: int = 0

@@ -40,7 +40,7 @@ class JsonItems:
     """The rows of a json and what holds them.
 
     Attributes:
-        uri: of the file.
+        uri: the file's path or URI.
         frame: the parsed document with each row replaced by its number, so `frame["images"]` is a
             list of row numbers.
         starts, ends: [N] int64, bytes of each row.
@@ -108,7 +108,7 @@ def index_json(uri: str, data: bytes | None = None) -> JsonItems:
     """Find the rows of a json file; plain or gz, UTF-8, or UTF-16 with its mark.
 
     Args:
-        uri: of the file.
+        uri: the file's path or URI.
         data: its content, where it has been read already.
 
     Raises:

@@ -122,9 +122,9 @@ class RegionRecord:
         runs: parsed `rle`; None for a box.
         bbox_xywh: tight box of the mask, or the box itself; px, integers for masks.
         area: pixels of the mask, or of the box.
-        predicted_iou, stability_score: as the source states them.
-        caption: as cleaned by the source.
-        caption_raw: as in the source's file.
+        predicted_iou, stability_score: figures that the source states.
+        caption: caption, cleaned by the source.
+        caption_raw: caption of the source's file.
         label: the source's own name of it, as written there.
     """
 
@@ -158,7 +158,7 @@ class Source(Protocol):
     """A data set the engine can build from; instances travel to workers, so keep them small.
 
     Attributes:
-        name: of schemas/keys.py; part of every key.
+        name: a name of schemas/keys.py; part of every key.
         captioned: whether its regions have captions and its images a split; decides columns.
         labelled: whether its regions have labels; decides a column.
     """

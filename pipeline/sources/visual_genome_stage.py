@@ -66,10 +66,10 @@ class Staged:
     """A staged file.
 
     Attributes:
-        regions_uri: of the rows.
-        images_uri: of `images` as a file.
-        images: of schema `STAGED_IMAGES`, in file order.
-        digest: of the json's bytes, 16 hex digits.
+        regions_uri: URI of the rows.
+        images_uri: URI of `images` as a file.
+        images: table of schema `STAGED_IMAGES`, in file order.
+        digest: digest of the json's bytes, 16 hex digits.
         counts: what cleaning did.
     """
 

@@ -49,7 +49,7 @@ class View:
     """The part of an image that the square input shows.
 
     Attributes:
-        size_hw: of the source image, px.
+        size_hw: size of the source image, px.
         canvas_px: side of the input.
         window_xyxy: what the canvas covers, px of the (flipped) source; it reaches beyond the
             right and bottom of an image that does not fill the canvas.

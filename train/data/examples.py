@@ -42,10 +42,10 @@ class ExampleConfig:
         fill_rgb: colour beside images that are not square.
         columns: columns of `regions` that become targets.
         augment: what is varied.
-        seed: of the run.
-        tokenizer: of captions; needed if they are among the columns.
-        positions: of the text decoder (`TextConfig.max_seq_len`); longer captions are cut.
-        prompted: of `regions`, how many get prompts; 0 for all.
+        seed: the seed of the run.
+        tokenizer: tokenizer of captions; needed if they are among the columns.
+        positions: length of the text decoder (`TextConfig.max_seq_len`); captions are cut to it.
+        prompted: number of the `regions` that get prompts; 0 for all.
     """
 
     image_px: int

@@ -20,7 +20,7 @@ def open_table(
 
     Args:
         uri: path or URI of the `.lance` folder.
-        storage_options: for object stores, as Lance takes them.
+        storage_options: options of the object store, as Lance takes them.
         version: a version of the table; the newest where it is None.
         hint: what the error advises.
 

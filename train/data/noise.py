@@ -40,7 +40,7 @@ def uniform(seeds: Tensor, stream: int, count: int) -> Tensor:
     Args:
         seeds: [...] int64.
         stream: which draw this is; different streams are independent.
-        count: how many numbers a seed, below 2^16.
+        count: number of values per seed, below 2^16.
 
     Returns:
         [..., count] float32 in [0, 1), multiples of 2^-24.

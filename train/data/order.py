@@ -107,7 +107,7 @@ class Interleaving:
     """Which of several streams each position of the mixed stream is taken from.
 
     Attributes:
-        counts: how many of each cycle of sum(counts) positions a stream gets.
+        counts: number of positions per stream in each cycle of sum(counts).
         seed: the order inside a cycle.
     """
 

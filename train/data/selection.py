@@ -84,7 +84,7 @@ def planned_rows(
         mixture: folder or object-store prefix with the table that `tap-data mix` wrote.
         subset: only this one; None for all, in ascending order.
         readers: the stores that hold the images.
-        storage_options: for object stores, as Lance takes them.
+        storage_options: options of the object store, as Lance takes them.
 
     Raises:
         StoreError: no such table, or an image of the plan is in no store or in two.

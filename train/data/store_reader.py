@@ -86,7 +86,7 @@ class StoreReader:
         region_columns: columns of `regions` to read; `key` is always among them.
         optional_columns: columns to read where the store has them; captioned stores that no
             teacher saw have no embedding.
-        storage_options: for object stores, as Lance takes them; the usual environment variables
+        storage_options: options of the object store, as Lance takes them; the usual variables
             work without.
         versions: table versions to open, of `versions` of an earlier run; the newest by default.
 

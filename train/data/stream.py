@@ -45,7 +45,7 @@ class StreamConfig:
             where no image has a split. Empty uses all.
         mixture: a plan of `tap-data mix` for these stores: only its images are drawn, an epoch is
             one subset.
-        subset: of the plan; None takes all in turn (docs/decisions/0055).
+        subset: number of a subset of the plan; None takes all in turn (docs/decisions/0055).
         run_rows: consecutive images that are read together.
         mixed_runs: runs that are interleaved. For many processes make it a multiple of global
             batch x loader workers: each then reads whole runs.
@@ -256,7 +256,7 @@ class Stream:
         Args:
             share: this process's part.
             consumed: images of the stream that came before.
-            steps: how many steps to make batches for.
+            steps: number of steps to make batches for.
             pin: copy to pinned memory, for CUDA.
 
         Raises:

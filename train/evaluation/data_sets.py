@@ -89,7 +89,7 @@ def from_store(
         first: only the first so many of them; 0 for all.
         by_box: regions of the same box are one, with all their phrases as references; otherwise
             each has its own phrase alone, as in GRiT's test of Visual Genome.
-        storage_options: for object stores, as Lance takes them.
+        storage_options: options of the object store, as Lance takes them.
 
     Raises:
         StoreError: no such store.

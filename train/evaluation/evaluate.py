@@ -23,7 +23,7 @@ class ImageShare:
     Attributes:
         out: folder or URI; each task's predictions lie in a folder of it.
         rank: 0-based.
-        world: how many ranks run.
+        world: number of ranks.
     """
 
     out: str

@@ -130,10 +130,10 @@ class ScoreOptions:
     """How rows are scored.
 
     Attributes:
-        protocol: of the evaluation's `protocols`.
+        protocol: one of the evaluation's `protocols`.
         where: what the rows are of, for messages.
         progress: called with a line now and then.
-        spill_folder: where temporary files go; the system's own by default.
+        spill_folder: the folder for temporary files; the system's own by default.
     """
 
     protocol: str
@@ -163,7 +163,7 @@ class Evaluation(ABC):
     """One kind of evaluation; a subclass has no state, and its first docstring line is its help.
 
     Attributes:
-        name: of the task, its file and its prediction folder.
+        name: name of the task, its file and its prediction folder.
         schema: columns of its prediction rows.
         data: what the data set must have.
         model: what the model must answer with.

@@ -83,8 +83,8 @@ class GroundTruth:
 
     Attributes:
         name: what it is called in reports.
-        images: by image id, in evaluation order.
-        categories: by category id, in the file's order (classification index i = i-th entry).
+        images: image id -> image, in evaluation order.
+        categories: category id -> category, in the file's order (index i = i-th entry).
         regions: rows of `TRUTH_REGIONS`, in the file's order.
     """
 

@@ -46,7 +46,7 @@ class Predicted:
         masks: [P, C, H, W] bool at the image's own size; C = 4 candidates, or 1, the chosen; or
             C = 0.
         embeddings: [P, E] float32 of the chosen, not normalised; E = 0 if not asked for.
-        captions: of the chosen; empty if not asked for.
+        captions: captions of the chosen candidates; empty if not asked for.
     """
 
     iou: npt.NDArray[np.float32]

@@ -57,15 +57,15 @@ class EvalRequest:
     Attributes:
         data: what to evaluate on.
         out: folder or URI for predictions, scores and report.
-        device, precision, chunk: of the model.
+        device, precision, chunk: device, precision and prompts at a time of the model.
         crop_fill: keep, mean or black; outside the mask of a crop for `crops_with`.
         model: run or checkpoint folder; None with `crops_with`.
         crops_with: name of a CLIP teacher that classifies crops instead.
-        tasks: of `tasks/`; empty for all that model and data allow.
+        tasks: names of files in `tasks/`; empty for all that model and data allow.
         boxes: a detector's results for segmentation.
         concepts: a concepts.safetensors with the class names.
         teacher: CLIP model that embeds class names where no table has them.
-        name, data_name, box_source: for the report.
+        name, data_name, box_source: words for the report.
     """
 
     data: DataChoice

@@ -35,9 +35,9 @@ class ScoreConfig:
         protocol: what scores go by, such as `coco-segm`; see `tasks/`.
         name: what the row is called in reports.
         data: name of the data set, such as coco, lvis, visual-genome, refcocog; "" for unsaid.
-        box_source: where the box prompts came from: gt, vitdet-h, or any other name; "" for unsaid.
+        box_source: origin of the box prompts: gt, vitdet-h, or another name; "" for unsaid.
         partial: score only the images that a prediction folder covers.
-        spill_folder: where temporary files go; the system's own by default.
+        spill_folder: the folder for temporary files; the system's own by default.
     """
 
     protocol: str

@@ -74,13 +74,13 @@ def score_detections(
     """Official AP and AR of detections.
 
     Args:
-        truth: with categories; with LVIS's `frequency`, and negative categories by image, for
+        truth: truth with categories; with LVIS's `frequency`, and negative categories, for
             `lvis`.
         batches: rows of predictions.INSTANCES, in any order.
         kind: what overlaps, boxes or masks.
         lvis: federated matching and at most 300 detections per image over all categories.
         progress: called with a line now and then.
-        spill_folder: where the temporary files go; the system's own by default.
+        spill_folder: the folder for temporary files; the system's own by default.
 
     Raises:
         SchemaError: predictions of unknown images or of category 0, masks of another size than

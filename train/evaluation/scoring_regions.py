@@ -19,7 +19,7 @@ def score_prompted(truth: GroundTruth, batches: Iterable[pa.RecordBatch]) -> dic
     """Mean IoU of each kind of prompt, over regions.
 
     Args:
-        truth: for the areas that S/M/L are cut by.
+        truth: gives the areas that S/M/L are cut by.
         batches: rows of tasks.prompts.PROMPTED.
 
     Returns:

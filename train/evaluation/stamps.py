@@ -16,14 +16,14 @@ class Stamp:
     """The identity of a test. None: not known, as for most published rows.
 
     Attributes:
-        protocol: how predictions are scored, such as `lvis-segm`.
+        protocol: name of the scoring rules, such as `lvis-segm`.
         data: name of the data set, where somebody states it, such as `refcocog`.
         images: images of the test.
         regions: annotated regions of the test.
         references: reference texts of the test; one per region, or more.
         boxes: box prompts given to the model.
-        box_source: where those came from: `gt`, or the detector.
-        text_processing: of captions, before scoring.
+        box_source: origin of those boxes: `gt`, or the detector.
+        text_processing: treatment of captions before scoring.
         split: fingerprint of the ground truth (`GroundTruth.fingerprint`).
     """
 

@@ -79,7 +79,7 @@ def detections_of(
     """Class probabilities of boxes as scored detections, by the official rule.
 
     Args:
-        image_id: for the rows.
+        image_id: id that the rows get.
         boxes_xywh: [P, 4] px.
         probabilities: [P, C].
         iou: [P]; clipped to 0..1. Score = sqrt(p * iou).

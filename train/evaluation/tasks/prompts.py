@@ -66,7 +66,7 @@ def prompted(question: Question, clicks: int = CLICKS) -> pa.RecordBatch:
 
     Args:
         question: about regions with masks, none empty.
-        clicks: how many clicks, at most.
+        clicks: number of clicks, at most.
 
     Returns:
         Rows of PROMPTED with prompts "box", "sketch", "click 1" .. "click 9".
