@@ -2,11 +2,14 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tap_engine.jobs.output import EVALUATE, PUBLISH, TRAIN, command_errors
+
+if TYPE_CHECKING:
+    from tap_engine.train.config import TrainConfig
 
 Set = Annotated[
     list[str] | None,
@@ -37,6 +40,9 @@ def run(
     store: Annotated[
         list[str] | None, typer.Option(help="A store to train on; repeatable, several are joined.")
     ] = None,
+    captions: Annotated[
+        str, typer.Option(help="A captioned store, for phases that learn captions alone.")
+    ] = "",
     held_out: Annotated[
         str, typer.Option(help="A store to measure on while training; it is not trained on.")
     ] = "",
@@ -57,36 +63,39 @@ def run(
         from dataclasses import replace
 
         from tap_engine.schemas.settings import with_overrides
-        from tap_engine.train.recipes import recipe as make_recipe
+        from tap_engine.train.recipes import phases
 
-        config = make_recipe(recipe)
-        if store:  # not as an override: a path may have a comma
-            config = replace(config, stream=replace(config.stream, stores=tuple(store)))
-        config = with_overrides(
-            config,
-            [
-                *([f"held_out.store={held_out}"] if held_out else []),
-                *([f"held_out.truth={truth}"] if truth else []),
-                *(set_ or []),
-            ],
-        )
+        def settled(config: "TrainConfig") -> "TrainConfig":
+            # Not as overrides: a path may have a comma.
+            stream, held = config.stream, config.held_out
+            if store:
+                stream = replace(stream, stores=tuple(store))
+            held = replace(held, store=held_out or held.store, truth=truth or held.truth)
+            return with_overrides(replace(config, stream=stream, held_out=held), set_ or [])
+
+        configs = [(name, settled(config)) for name, config in phases(recipe)]
         if dry_run:
-            typer.echo(json.dumps(config.to_dict(), indent=1))
+            shown = {name: config.to_dict() for name, config in configs}
+            one = len(configs) == 1
+            typer.echo(json.dumps(shown.popitem()[1] if one else shown, indent=1))
             return
 
         from tap_engine.train import distributed
-        from tap_engine.train.loop import Interrupted, train
-        from tap_engine.train.run import open_run
+        from tap_engine.train.loop import Interrupted
+        from tap_engine.train.phases import plan_phases, train_phases
 
         try:
-            opened = open_run(config, out, resume)
-            train(opened)
+            planned = plan_phases(configs, out, captions, typer.echo)
+            steps = train_phases(planned, resume, typer.echo)
         except Interrupted as stopped:
-            opened.log.say(f"{stopped}; the same command goes on")
+            if distributed.is_main():
+                typer.echo(f"{stopped}; the same command goes on")
             sys.exit(128 + stopped.signal)
         finally:
+            is_main = distributed.is_main()
             distributed.stop()
-        opened.log.say(f"done: {opened.step:,} steps; next: tap-train measure {out} --store STORE")
+        if is_main:
+            typer.echo(f"done: {steps:,} steps; next: tap-train measure {out} --store STORE")
 
 
 def recipes(
@@ -96,15 +105,18 @@ def recipes(
     """List the recipes, or all settings of one in the form that --set takes."""
     with command_errors():
         from tap_engine.schemas.settings import field_names, shown, with_overrides
-        from tap_engine.train.recipes import RECIPES
-        from tap_engine.train.recipes import recipe as make_recipe
+        from tap_engine.train.recipes import RECIPES, phases
 
         if not name:
             for key, function in RECIPES.items():
                 typer.echo(f"{key:16} {(function.__doc__ or '').splitlines()[0]}")
             return
-        for setting, value in field_names(with_overrides(make_recipe(name), set_ or [])):
-            typer.echo(f"{setting}={shown(value)}")
+        found = phases(name)
+        for number, (phase, config) in enumerate(found, 1):
+            if len(found) > 1:
+                typer.echo(f"# phase {number}: {phase}")
+            for setting, value in field_names(with_overrides(config, set_ or [])):
+                typer.echo(f"{setting}={shown(value)}")
 
 
 def measure(

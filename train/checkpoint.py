@@ -130,10 +130,15 @@ def find_checkpoint(run: Path, resume: str) -> Path | None:
 def model_folder(path: Path) -> Path:
     """The folder of the newest model: `path` itself, the last checkpoint of a run, or "sample"'s.
 
+    Of a run of several phases it is the last checkpoint of the latest phase.
+
     Raises:
         CheckpointError: a run without checkpoints.
     """
     path = named(path)
+    phases = [p for p in sorted(path.glob("[1-9]-*")) if checkpoints(p)] if path.is_dir() else []
+    if phases:
+        path = phases[-1]
     if (path / CHECKPOINTS_FOLDER).is_dir():
         found = checkpoints(path)
         if not found:

@@ -98,6 +98,11 @@ def add_up(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return dict(zip(names, total.unbind(), strict=True))
 
 
+def is_main() -> bool:
+    """Whether this is the process that reports; before `start` every process is."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
 def collect(items: Iterable[T]) -> list[T]:
     """The items of all processes, in rank order, in every process."""
     mine = list(items)

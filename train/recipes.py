@@ -120,7 +120,10 @@ def vit_l_caption() -> TrainConfig:
 
 
 def sample() -> TrainConfig:
-    """The tiny model on the sample world: under an hour on one CPU core.
+    """The tiny model on the sample world, in three phases: under three hours on one CPU core.
+
+    From Python, and for gates and ablations, this is one phase of boxes and single points at
+    256 px; `PHASES` has what `tap-train run --recipe sample` does.
 
     What departs from the papers, because a small network from scratch needs it
     (docs/decisions/0053): soft masks, a balanced start, no 20:1 background weighting (alpha 0.5),
@@ -158,18 +161,32 @@ def sample() -> TrainConfig:
 
 
 def sample_start() -> TrainConfig:
-    """The first part of `sample` at 128 px, where a step costs a third.
+    """The first phase of `sample` at 128 px, where a step costs a third.
 
-    What the prompts mean is learnt here; `sample` goes on with --set init.weights=RUN
-    (docs/decisions/0054).
+    What the prompts mean is learnt here (docs/decisions/0054).
     """
     base = sample()
     return replace(
         base,
         recipe="sample_start",
         model=replace(base.model, image_size=128),
+        prompts=replace(base.prompts, stages=2),
         optim=replace(base.optim, final_share=0.3),
         train=replace(base.train, steps=4500),
+    )
+
+
+def sample_clicks() -> TrainConfig:
+    """The second phase of `sample`, at 256 px: both stages of prompts, averaged weights."""
+    base = sample()
+    return replace(
+        base,
+        recipe="sample_clicks",
+        init=InitConfig(needs="weights"),
+        prompts=replace(base.prompts, stages=2),
+        loss=replace(base.loss, balanced_steps=0),
+        optim=replace(base.optim, ema_decay=0.999),
+        train=replace(base.train, steps=9000),
     )
 
 
@@ -238,14 +255,34 @@ RECIPES: Mapping[str, Callable[[], TrainConfig]] = {
         vit_l_stage2,
         vit_b_caption,
         vit_l_caption,
-        sample_start,
         sample,
+        sample_start,
+        sample_clicks,
         sample_tune,
         sample_stage2,
         sample_caption,
         smoke,
     )
 }
+
+
+PHASES: Mapping[str, tuple[tuple[str, str], ...]] = {
+    "sample": (
+        ("start", "sample_start"),
+        ("clicks", "sample_clicks"),
+        ("captions", "sample_caption"),
+    ),
+}
+"""Recipes of several phases: name and recipe of each, in the order they are trained."""
+
+
+def phases(name: str) -> tuple[tuple[str, TrainConfig], ...]:
+    """Name and settings of the phases that `tap-train run --recipe NAME` trains, often one alone.
+
+    Raises:
+        ConfigError: no such recipe.
+    """
+    return tuple((phase, recipe(one)) for phase, one in PHASES.get(name, ((name, name),)))
 
 
 def recipe(name: str) -> TrainConfig:
