@@ -69,30 +69,6 @@ OBJECTIVE = ("tests/train/test_objective.py",)
 VERIFY = ("tests/pipeline/test_verify.py",)
 MUTANTS = (
     Mutant(
-        "T14",
-        "where both mistakes are equally thick, the click goes outside",
-        "train/evaluation/clicks.py",
-        "if missing >= surplus:",
-        "if missing > surplus:",
-        ("tests/train/evaluation/test_clicks.py",),
-    ),
-    Mutant(
-        "J1",
-        "exit code 3 at exactly the limit",
-        "jobs/output.py",
-        "if summary.reject_share <= limit:",
-        "if summary.reject_share < limit:",
-        ("tests/jobs/test_output.py",),
-    ),
-    Mutant(
-        "J5",
-        "--limit takes the last images",
-        "train/evaluation/data_choice.py",
-        "list(data.truth.images)[:limit]",
-        "list(data.truth.images)[-limit:]",
-        ("tests/train/evaluation/test_data_sets.py",),
-    ),
-    Mutant(
         "P4",
         "concepts of the float32 embedding, not of the stored float16",
         "pipeline/unit_builder.py",
