@@ -94,7 +94,7 @@ def attention(
 
 
 def uses_flash(q: Tensor, mask: Tensor | None) -> bool:
-    """Whether flash-attn is installed, not switched off, and can take these inputs.
+    """True if flash-attn is installed, not switched off, and can take these inputs.
 
     Args:
         q: [B, N, H, d] queries.

@@ -31,7 +31,7 @@ _CONFIG, _CARD = "tap.config", "tap.card"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelCard:
-    """What a checkpoint says of itself besides its weights.
+    """Metadata of a checkpoint: config, fingerprints, logit scale, notes.
 
     Attributes:
         config: the model's sizes.

@@ -50,7 +50,7 @@ class ConceptTable:
 
     @property
     def fingerprint(self) -> str:
-        """Of names and order; the same as `Vocabulary.fingerprint`."""
+        """Fingerprint of names and order; the same as `Vocabulary.fingerprint`."""
         return Vocabulary("concepts", self.names).fingerprint
 
     def weights(self) -> Tensor:
@@ -83,7 +83,7 @@ class ConceptTable:
 
     @classmethod
     def load(cls, path: str | Path) -> "ConceptTable":
-        """Inverse of `save`.
+        """Reads what `save` wrote.
 
         Raises:
             CheckpointError: missing or no such file.

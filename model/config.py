@@ -236,7 +236,7 @@ class TapConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "TapConfig":
-        """Inverse of `to_json`; settings that are missing take their defaults.
+        """Reads what `to_json` wrote; settings that are missing take their defaults.
 
         Raises:
             ConfigError: no JSON object, an unknown setting, or a value out of range.

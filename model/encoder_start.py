@@ -25,7 +25,7 @@ from tap_engine.schemas.errors import CheckpointError
 
 @dataclass(frozen=True, slots=True)
 class EncoderReport:
-    """What an initialisation did.
+    """Report of an initialisation: what matched and what did not.
 
     Attributes:
         matched: encoder parameters that were set.

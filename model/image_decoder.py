@@ -24,7 +24,7 @@ NUM_OUTPUTS = 4
 
 @dataclass(frozen=True, slots=True)
 class RegionOutput:
-    """What the decoder says of every prompt, for each of its four candidate masks.
+    """Output of the decoder per prompt, for each of its four candidate masks.
 
     Attributes:
         mask_logits: [B, P, 4, 4h, 4w]; above 0 is inside.

@@ -68,7 +68,7 @@ def open_image(path: str | Path) -> Rgb:
 
 
 def open_mask(path: str | Path) -> npt.NDArray[np.bool_]:
-    """[H, W] bool of a picture of a mask or sketch: inside is what is neither black nor clear.
+    """[H, W] bool of a mask or sketch: True where the picture is neither black nor transparent.
 
     Raises:
         SourceError: as `open_image`.

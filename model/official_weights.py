@@ -55,7 +55,7 @@ TORCH_GLOBALS: Mapping[tuple[str, str], Callable[..., Any]] = {
 
 
 def read_official(path: str | Path) -> dict[str, Tensor] | ConceptTable:
-    """What an official pickle holds: weights by name, or a concept table.
+    """Content of an official pickle: weights by name, or a concept table.
 
     A model is a dict name -> array. Concepts are a list [weights, names]: float32 [E, C], unit text
     embeddings as columns times the logit scale, which is read off their length.

@@ -51,7 +51,7 @@ Cover = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
-    """What a person asked with, in px of the image.
+    """A person's box or clicks, in px of the image.
 
     Attributes:
         box_xyxy: corners of a box.

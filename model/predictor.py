@@ -45,7 +45,7 @@ class Concept:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Region:
-    """What the model says of one prompt.
+    """The model's answer to one prompt.
 
     Attributes:
         mask: [H, W] bool, at the image's own size.
@@ -195,7 +195,7 @@ class Tap:
         return cls(model, concept_table=table, tokenizer=tokenizer, precision=precision)
 
     def set_concepts(self, table_or_names: ConceptTable | Iterable[str]) -> None:
-        """Which names to predict from here on.
+        """Sets the names to predict from here on.
 
         Args:
             table_or_names: a table with its own text embeddings, or names among those of the table

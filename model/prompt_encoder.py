@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 
 class Label(IntEnum):
-    """What a prompt point is."""
+    """Kinds of prompt points."""
 
     BACKGROUND = 0
     FOREGROUND = 1
@@ -23,7 +23,7 @@ class Label(IntEnum):
 
 
 def attended(labels: Tensor) -> Tensor:
-    """Which tokens of each prompt the decoder looks at; the rest only fills up the array.
+    """Marks the tokens of each prompt that the decoder looks at; the rest fills up the array.
 
     A prompt that starts with a box has no padding token, loose points end in exactly one, as in
     the released inference code. Whatever padding lies beyond that is surplus, so that the number of

@@ -72,7 +72,7 @@ def make_prompts(
     point_labels: npt.ArrayLike | None = None,
     mask: npt.ArrayLike | None = None,
 ) -> Prompts:
-    """What a person says about regions -> what the model takes.
+    """Turns what a person says about regions into the points that the model takes.
 
     A box and points given together describe the same region, box first. Points without a box get a
     padding point at the end, as the released model always saw them, unless they have one. A mask or

@@ -128,7 +128,7 @@ class TapModel(nn.Module):
         return self.image_decoder(image_embeddings, grid_code, prompts, seen, masks=masks)
 
     def caption_tokens(self, regions: RegionOutput) -> Tensor:
-        """What prompts the text decoder: semantic or mask tokens, by `config.text.prompt`.
+        """Tokens that prompt the text decoder: semantic or mask tokens, by `config.text.prompt`.
 
         Args:
             regions: all candidates, or the chosen ones.
@@ -209,7 +209,7 @@ def _resize(x: Tensor, size_hw: tuple[int, int]) -> Tensor:
 
 
 def route(iou_pred: Tensor, labels: Tensor) -> Tensor:
-    """Which of the four candidates to believe.
+    """Chooses which of the four candidates to believe.
 
     A prompt that starts with a box takes the first; loose points take the one of highest predicted
     IoU among the others (TAP-v2 paper, section 3.3).

@@ -22,7 +22,7 @@ _SPECIAL = ("<pad>", "<s>", "</s>")
 
 
 class TextTokenizer(ABC):
-    """What the caption decoder needs of a tokenizer.
+    """Interface of a tokenizer, as the caption decoder needs it.
 
     Attributes:
         bos_id: starts every caption.

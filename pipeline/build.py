@@ -178,10 +178,9 @@ def run_units(
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class _Attempts:
-    """Counts how often each unit was begun, outside of the workers that may die of it.
+    """Counts how often each unit was begun, in an actor of its own: a unit may crash its worker.
 
-    It may lie on a node that dies: it then starts again elsewhere with a count of zero, and whoever
-    asked waits for that.
+    If the actor's node dies, Ray restarts it elsewhere with zero counts, and callers wait for that.
     """
 
     def __init__(self) -> None:

@@ -32,7 +32,7 @@ TARGET_TEMPLATES = ("a photo of a {}.",)
 
 
 def parse_top_k(concepts: str, vocabulary_size: int) -> int:
-    """How many concepts a row keeps, of "full", "top:K" or "none".
+    """Number of concepts that a row keeps, from "full", "top:K" or "none".
 
     Raises:
         ConfigError: another word, or a K below 1.

@@ -1,4 +1,4 @@
-"""Settings of a build; each default stands here and nowhere else."""
+"""Settings of a build, with their defaults."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,7 +20,7 @@ from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, Vocabulary, load_v
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CropOptions:
-    """What a user chooses of the crop; size and mean colour come from the teacher.
+    """Crop settings that a user chooses; size and mean colour come from the teacher.
 
     Attributes:
         fill, fit, margin, order: see CropConfig.
@@ -45,7 +45,7 @@ class CropOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
-    """How the work is spread. 0 means: chosen from the cluster's resources (see build.py).
+    """Settings that spread the work; 0 chooses from the cluster's resources (see layout.py).
 
     Attributes:
         actors: workers, each with one loaded teacher.
@@ -112,7 +112,7 @@ class BuildConfig:
 
 
 def build_settings(config: BuildConfig, source: Source, info: TeacherInfo | None) -> StoreSettings:
-    """What decides the values in the rows.
+    """Settings that decide the values in the rows.
 
     Args:
         config: the settings of the build.

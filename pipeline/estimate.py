@@ -77,7 +77,7 @@ class Estimate:
 
     @property
     def teacher_hours(self) -> float | None:
-        """Of one device such as this machine's, to embed everything."""
+        """Hours that one device such as this machine's takes to embed everything."""
         return self.regions / self.crops_per_s / 3600 if self.crops_per_s else None
 
 

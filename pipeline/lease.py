@@ -124,7 +124,7 @@ class Lease:
             raise
 
     def _is_silent(self, holder: dict[str, Any]) -> bool:
-        """Whether a lease has ended; by watching it where the clocks may differ."""
+        """Tells whether a lease has ended, by watching it if the clocks may differ."""
         late = time.time() - holder["expires"]
         if late < 0:
             return False

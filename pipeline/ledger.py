@@ -40,7 +40,7 @@ _KEEP_VERSIONS = timedelta(days=1)
 
 @dataclass(slots=True)
 class UnitResult:
-    """What a worker reports of one finished unit; small, the rows are already in files.
+    """A worker's report of one finished unit. It is small: the rows are already in files.
 
     Attributes:
         unit_id: the unit.
@@ -237,7 +237,7 @@ def done_images(store: Store) -> npt.NDArray[np.int64]:
 
 
 def stored_images(store: Store) -> StoredImages:
-    """What the store holds; reads where its image files lie, not the files."""
+    """Images that the store holds; reads where their files lie, not the files."""
 
     def read() -> pa.Table:
         return store.open(IMAGES).to_table(columns=["image_id", "jpeg"])

@@ -2,8 +2,8 @@
 
 TAP-v2 (section 3.1) mixes about 4 M regions of Visual Genome with about 96 M of SA-1B into a core
 subset of 100 M, and draws SA-1B again for each of 4 subsets. Here a source that is named with a
-share is *repeated*: each subset has its share of it, in turns, so that no image is used more than
-once oftener than another. All other sources are *drawn*: without replacement across subsets.
+share is *repeated*: each subset takes its share from the source in rotation, so how often two
+images are used differs by one at most. All other sources are *drawn*: no image is in two subsets.
 Whole images are drawn; counts come from `images`, so pixels and regions are never read
 (docs/decisions/0061-mixture.md).
 """
@@ -35,7 +35,7 @@ Ids = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MixConfig:
-    """What is asked of a mixture.
+    """Settings of a mixture.
 
     Attributes:
         subsets: the number of subsets.
@@ -83,7 +83,7 @@ class Pool:
         return int(self.regions.sum(dtype=np.int64))
 
     def describe(self) -> dict[str, int | str]:
-        """What provenance keeps of it."""
+        """The mixture's settings as provenance keeps them."""
         digest = hashlib.blake2b(self.image_ids.tobytes(), digest_size=8)
         digest.update(self.regions.tobytes())
         images = len(self.image_ids)
@@ -92,7 +92,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one subset has of one source: asked and drawn regions, drawn images."""
+    """Share of one source in one subset: asked and drawn regions, drawn images."""
 
     subset: int
     source: str
@@ -222,7 +222,7 @@ def write_mixture(out: Store, mixture: Mixture, config: MixConfig) -> bool:
 
 
 def report_lines(mixture: Mixture, config: MixConfig) -> Iterator[str]:
-    """What was drawn against what was asked, for people."""
+    """Lines for people: what was drawn beside what was asked."""
     if mixture.scale < 1:
         yield (
             f"the stores hold less than was asked for: every subset has "
@@ -264,7 +264,7 @@ class _Draw:
         return np.sort(np.take(self._order, np.arange(low, high), mode="wrap"))
 
     def _place(self, regions: float) -> int:
-        """How many images hold about so many regions, counted round and round."""
+        """Number of images, in rotation, that hold about so many regions."""
         rounds, left = divmod(regions, int(self._ends[-1]))
         right = int(np.clip(np.searchsorted(self._ends, left), 1, len(self._order)))
         before, after = left - self._ends[right - 1], self._ends[right] - left

@@ -44,7 +44,7 @@ _WORDS = re.compile(
 
 @dataclass(frozen=True)
 class Query:
-    """What to read of `regions`.
+    """A query of the table `regions`.
 
     Attributes:
         filter: Lance SQL with the words above; None for all rows.

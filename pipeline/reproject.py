@@ -41,7 +41,7 @@ _BATCH_ROWS = 4096
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReprojectConfig:
-    """What a store's concepts shall be.
+    """Settings of new concepts for a store.
 
     Attributes:
         teacher: the store's own teacher; its weight hash is compared.

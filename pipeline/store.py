@@ -48,7 +48,7 @@ _SCAN_READ_AHEAD = 64 << 20
 
 @dataclass(frozen=True)
 class Store:
-    """Where the tables are, and how to reach them; small, travels to workers.
+    """Address of a store and options to reach it; small, travels to workers.
 
     Attributes:
         uri: absolute path or URI of the folder.
@@ -71,7 +71,7 @@ class Store:
         return table_uri(self.uri, table)
 
     def exists(self, table: str) -> bool:
-        """Whether the table has been created."""
+        """True if the table has been created."""
         try:
             self.open(table)
         except StoreError:
@@ -132,7 +132,7 @@ class Store:
             raise StoreError(f"cannot create table {table!r} in {self.uri}: {error}") from error
 
     def provenance(self, table: str) -> Provenance:
-        """What made a table.
+        """Provenance of a table.
 
         Raises:
             StoreError: no such table, or one that this system did not make.
@@ -143,7 +143,7 @@ class Store:
         return Provenance.from_json(metadata[METADATA_KEY.encode()].decode())
 
     def settings(self) -> StoreSettings:
-        """What decides the values in the rows.
+        """Settings that decide the values in the rows.
 
         Raises:
             StoreError, SchemaError: as for `provenance`, or settings of another form.

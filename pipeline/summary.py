@@ -10,7 +10,7 @@ from tap_engine.schemas.rejects import BOOKKEEPING, Reject
 
 @dataclass
 class BuildSummary:
-    """What a build did.
+    """Counts of a build.
 
     Attributes:
         images, regions, crops: written in this run.

@@ -37,7 +37,7 @@ BPE_FILE = "bpe.txt.gz"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherConfig:
-    """Which model embeds the crops, and how it is run.
+    """Settings of the model that embeds the crops.
 
     Attributes:
         name: an open_clip model name, a folder with open_clip_config.json and weights, an
@@ -193,7 +193,7 @@ def resolve(config: TeacherConfig) -> tuple[str, str]:
 
 
 def pending_download(config: TeacherConfig) -> str | None:
-    """What would be fetched, how large and from where; None when the weights are here."""
+    """Description of the download that would be needed; None if the weights are here."""
     model_name, pretrained = resolve(config)
     if pretrained == NO_WEIGHTS or model_name.startswith(LOCAL_FOLDER):
         return None

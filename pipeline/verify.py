@@ -29,7 +29,7 @@ _PROB_TOLERANCE = 2e-2
 
 @dataclass
 class VerifyReport:
-    """What was checked and what was found.
+    """Checks that were made, and the problems found.
 
     Attributes:
         checks: a line for each check that passed.

@@ -30,7 +30,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True)
 class Provenance:
-    """How the rows of a table came about.
+    """Origin of a table's rows: settings and software.
 
     Attributes:
         settings: nested JSON values; two tables with equal settings hold comparable rows.
@@ -46,7 +46,7 @@ class Provenance:
 
     @classmethod
     def from_json(cls, text: str) -> "Provenance":
-        """Inverse of `to_json`.
+        """Reads what `to_json` wrote.
 
         Raises:
             SchemaError: not such a text.

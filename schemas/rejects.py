@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class Stage(StrEnum):
-    """Where in the flow a thing was set aside."""
+    """Stages of the flow that reject things."""
 
     INDEX = "index"
     READ = "read"

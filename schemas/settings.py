@@ -17,7 +17,7 @@ Config = TypeVar("Config")
 
 
 def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
-    """The same config with `a.b=value` applied in turn.
+    """Returns a copy of a config with `a.b=value` applied in turn.
 
     Args:
         config: a frozen dataclass, nested.

@@ -27,7 +27,7 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherInfo:
-    """What a loaded teacher is.
+    """Facts of a loaded teacher that decide its embeddings.
 
     Attributes:
         name, pretrained: the configured model with defaults resolved; no machine path.
@@ -54,7 +54,7 @@ class TeacherInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CropConfig:
-    """How a region becomes a crop.
+    """Rule by which a region becomes a crop.
 
     Attributes:
         mean_rgb: the teacher's mean colour in 0..1; 0 after its normalisation.
@@ -105,7 +105,7 @@ class CropConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSettings:
-    """What decides the values in the rows of a store; two stores with equal settings are alike.
+    """Settings that decide the values in a store's rows; stores with equal ones are alike.
 
     Attributes:
         teacher: which model embedded the regions; None for a store without embeddings.
@@ -155,7 +155,7 @@ class StoreSettings:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "StoreSettings":
-        """Inverse of `to_json`; settings that are missing take their defaults.
+        """Reads what `to_json` wrote; settings that are missing take their defaults.
 
         Raises:
             SchemaError: a known setting has another form, or a teacher lacks a field.
@@ -195,7 +195,7 @@ class StoreSettings:
         return cls.from_json(provenance.settings)
 
     def provenance(self, made: Mapping[str, Any] | None = None) -> Provenance:
-        """What goes into the tables' metadata.
+        """Provenance for the tables' metadata.
 
         Args:
             made: versions and time; nothing where it is for a comparison only.

@@ -120,7 +120,7 @@ def concepts_schema(embedding_dim: int) -> pa.Schema:
 
 
 def rejects_schema() -> pa.Schema:
-    """One row per thing left out; `stage` and `reason` are of the words in rejects.py."""
+    """One row per rejected image or region; rejects.py lists the values of `stage` and `reason`."""
     return pa.schema(
         [
             _field("unit", pa.int64()),

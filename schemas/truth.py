@@ -49,7 +49,7 @@ def truth_schema() -> pa.Schema:
 
 
 class Thing(NamedTuple):
-    """What a region of the sample world is; `tint` is None for things in their own colours."""
+    """Truth of one region of the sample world; `tint` is None for things in their own colours."""
 
     kind: str
     concept: str
@@ -58,7 +58,7 @@ class Thing(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Truth:
-    """What regions really are, by (image_id, region_id)."""
+    """Truth of all regions, by (image_id, region_id)."""
 
     rows: Mapping[tuple[int, int], Thing]
 

@@ -30,7 +30,7 @@ MAX_CONCEPTS = 2**16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VocabularyInfo:
-    """What a store says of its vocabulary; the names themselves are its table `concepts`.
+    """A store's note of its vocabulary; the names themselves are its table `concepts`.
 
     Attributes:
         name: name of the `Vocabulary`.
@@ -95,7 +95,7 @@ class Vocabulary:
         return hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:16]
 
     def describe(self) -> VocabularyInfo:
-        """What the settings of a store keep of it."""
+        """The note that the settings of a store keep of it."""
         return VocabularyInfo(name=self.name, size=len(self), fingerprint=self.fingerprint)
 
 

@@ -157,7 +157,7 @@ def run_ablation(
 
 
 def variants(request: AblationRequest) -> list[Variant]:
-    """What is trained, pre-trainings first."""
+    """Variants to train, pre-trainings first."""
     if request.model:
         return [variant for variant in CAPTIONED if variant.start == CONCEPT]
     if request.captions:

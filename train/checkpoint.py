@@ -209,7 +209,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Inverse of `optimizer_tensors`.
+    """Puts the tensors of `optimizer_tensors` back into an optimiser.
 
     Raises:
         CheckpointError: a trained parameter has no moments there.

@@ -54,7 +54,7 @@ class ConceptSpace(nn.Module):
 
     @property
     def logit_scale(self) -> float:
-        """Of both projections; the teacher's own."""
+        """Logit scale of both projections: the teacher's own."""
         return self.table.logit_scale
 
     @property

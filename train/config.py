@@ -23,7 +23,7 @@ from tap_engine.train.run_log import LogConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoopConfig:
-    """How long, how much at once, and in which arithmetic.
+    """Settings of the loop: length, batch and precision.
 
     Attributes:
         steps: optimiser steps.
@@ -81,7 +81,7 @@ class LoopConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InitConfig:
-    """What the weights start from, applied in this order; empty means at random.
+    """Starting points of the weights, applied in this order; without any they are random.
 
     Attributes:
         weights: a run folder, checkpoint folder or .safetensors of the same model; the tiny model's

@@ -34,7 +34,7 @@ class Process:
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the process that writes and reports."""
+        """True in the process that writes and reports."""
         return self.rank == 0
 
 
@@ -72,7 +72,7 @@ def stop() -> None:
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What `make` returns in the main process, in every process; its errors too."""
+    """Calls `make` in the main process and gives its result, or its error, to every process."""
     if not dist.is_initialized():
         return make()
     box: list[Any] = [None, None]

@@ -175,7 +175,7 @@ def measure_all(
     truth: Truth | None,
     space: ConceptSpace | None,
 ) -> list[HeldOutReport]:
-    """What model and store allow.
+    """Measures everything that model and store allow.
 
     Masks and concepts where a teacher saw the store; captions where the model writes them and the
     store or the truth table says what they should say.

@@ -171,7 +171,7 @@ class CaptionQuestion:
 
 
 def questions_of(stored: StoredImage, truth: Truth | None) -> list[CaptionQuestion]:
-    """What is asked about an image: regions with the same box are one question.
+    """Questions about an image: regions with the same box are one question.
 
     Args:
         stored: the image.
@@ -196,7 +196,7 @@ def noun_of(thing: Thing) -> str:
 
 
 def names_it(caption: str, thing: Thing, tints: frozenset[str]) -> bool:
-    """Whether what the caption says of the region is its noun, after article, size and colour."""
+    """True if the caption's noun, after article, size and colour, is the region's."""
     words = _own_words(caption)
     noun = noun_of(thing).split()
     before = words[: len(words) - len(noun)]

@@ -24,7 +24,7 @@ OPTIONAL_COLUMNS = ("embedding", "caption")
 
 
 def things_of(truth: Truth, stored: StoredImage) -> list[Thing | None]:
-    """What each region of an image is; None where the table does not say."""
+    """Truth of each region of an image; None where the table does not say."""
     ids = stored.regions["region_id"].to_pylist()
     return [truth.rows.get((stored.image_id, region_id)) for region_id in ids]
 
@@ -45,7 +45,7 @@ def open_measured(uri: str, storage_options: Mapping[str, str] | None = None) ->
 
 
 def stored_images(reader: StoreReader, count: int, split: str = "") -> Iterator[StoredImage]:
-    """Of the first `count` images of a split those with masks, and only the regions with one."""
+    """The first `count` images of a split that have masks, with only the regions that have one."""
     for stored in reader.first(count, split):
         masked = stored.regions.filter(stored.regions["rle"].is_valid())
         if len(masked):

@@ -24,7 +24,8 @@ def focal_loss(
 
     Args:
         mask_logits: [..., H, W], any float dtype.
-        target: [..., H, W] in [0, 1]; shares of a pixel's area are allowed, see `soft` in docs.
+        target: [..., H, W] in [0, 1]; fractions are shares of a pixel's area
+            (`stream.soft_masks`).
         alpha: weight of the foreground; the background has 1 - alpha.
         gamma: strength with which well-classified pixels are discounted.
 

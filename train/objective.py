@@ -95,7 +95,7 @@ class LossConfig:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of `regions` with the targets of what is learned, masks and boxes apart."""
+        """Columns of `regions` that hold training targets other than masks and boxes."""
         learns_concepts = self.concept > 0 or self.auxiliary > 0
         return (
             *(CONCEPT_LOSSES[self.concept_loss].columns if learns_concepts else ()),

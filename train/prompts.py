@@ -36,7 +36,7 @@ class PromptBatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptConfig:
-    """How prompts are drawn; the defaults are the papers'.
+    """Settings by which prompts are drawn; the defaults are the papers'.
 
     Attributes:
         per_image: prompts per image and stage, at most ("up to 64 sampled prompts per GPU").

@@ -104,7 +104,7 @@ class Run:
         return self.stream.batches(self.share, consumed=self.consumed, steps=left, pin=pin)
 
     def parameters(self) -> list[nn.Parameter]:
-        """What is trained."""
+        """Parameters that are trained."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def autocast(self) -> AbstractContextManager[Any]:
@@ -120,7 +120,7 @@ class Run:
             update_ema(self.average.values(), self.model.state_dict().values(), decay)
 
     def due(self, every: int) -> bool:
-        """Whether something that happens every so many steps, and at the end, happens now."""
+        """Tells whether something that is due every N steps, and at the end, is due now."""
         return every > 0 and (self.step % every == 0 or self.step == self.config.train.steps)
 
     @contextmanager
@@ -322,7 +322,7 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
 
 
 def sample_config(config: TrainConfig, tokenizer: TextTokenizer | None = None) -> ExampleConfig:
-    """What the stream has to make of an image for this run."""
+    """Settings by which the stream makes examples for this run."""
     pooled = config.loss.pooled_regions if config.loss.auxiliary else 0
     return ExampleConfig(
         image_px=config.model.image_size,

@@ -1,4 +1,4 @@
-"""What a run says of itself: a progress line, one JSON line per report, TensorBoard."""
+"""Reports of a run: a progress line, one JSON line per report, TensorBoard."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ _SHOWN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogConfig:
-    """What is reported.
+    """Settings of the log.
 
     Attributes:
         every: steps between reports; figures are averages over them.

@@ -34,7 +34,7 @@ class Term(NamedTuple):
 
 
 def groups(batch: Batch) -> dict[str, Tensor]:
-    """How much each region counts in the averages of each kind of term, [B, R] bool or int64.
+    """Weight of each region in the averages of each kind of term, [B, R] bool or int64.
 
     A region with a mask or a concept target counts once, a caption by its words and EOS. All
     groups but "pooled" are of the regions that get prompts.
@@ -52,7 +52,7 @@ def groups(batch: Batch) -> dict[str, Tensor]:
 
 
 def count(batches: Iterable[Batch]) -> dict[str, Tensor]:
-    """What each group adds up to in all these batches, 0-d float32 each."""
+    """Sum of each group over all these batches, 0-d float32 each."""
     totals: dict[str, Tensor] = {}
     for batch in batches:
         for name, members in groups(batch).items():

@@ -23,7 +23,7 @@ SCENES_PER_PART = 10_000_000
 
 @dataclass(frozen=True, slots=True)
 class SceneName:
-    """Which scene of the sample world: everything about it follows from these numbers."""
+    """Name of a scene of the sample world: everything about it follows from these numbers."""
 
     seed: int
     part: str

@@ -60,7 +60,7 @@ _MAX_LOGIT_SCALE = 100.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherTrainingConfig:
-    """How a sample teacher is trained.
+    """Settings of the training of a sample teacher.
 
     Attributes:
         scenes: training scenes, half at 256 and half at 512 px; 0.2 MB of memory each.
@@ -176,7 +176,7 @@ def evaluate_teacher(
     tokens_of: Callable[[Sequence[str]], Tensor],
     crops: LabelledCrops,
 ) -> list[AccuracyRow]:
-    """How often the most probable of all 2,560 concepts is the right one.
+    """Measures how often the most probable of all 2,560 concepts is the right one.
 
     Args:
         model: an open_clip model; put into evaluation mode.

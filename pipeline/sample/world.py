@@ -60,7 +60,7 @@ _TASK_SCENES = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SampleConfig:
-    """How many scenes of which kind.
+    """Settings of a sample world.
 
     Attributes:
         scenes: training scenes in SA-1B's layout.
@@ -105,7 +105,7 @@ class SampleConfig:
 
 @dataclass(frozen=True, slots=True)
 class SampleSummary:
-    """What a run wrote, and what was there already."""
+    """Counts of a run: what it wrote, and what was there already."""
 
     scenes: int
     regions: int

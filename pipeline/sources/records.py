@@ -183,11 +183,11 @@ class Source(Protocol):
         ...
 
     def settings(self) -> dict[str, Any]:
-        """What of the source decides the rows; part of the store's provenance. JSON values."""
+        """Facts of the source that decide the rows, for the store's provenance. JSON values."""
         ...
 
     def shards(self) -> list[Shard]:
-        """What there is, in a stable order; lists, does not read."""
+        """Lists the shards in a stable order, without reading them."""
         ...
 
     def index(self, shard: Shard, unit_images: int) -> tuple[list[Unit], list[Reject]]:

@@ -114,7 +114,7 @@ def _is_header(block: bytes) -> bool:
 
 
 def _tail(file: NativeFile, position: int, size: int) -> Iterator[Damage]:
-    """What is wrong with the bytes after the last member; zeros are padding up to a record.
+    """Names what is wrong with the bytes after the last member; zeros pad it to a record.
 
     Download tools reserve a file's size first, so what has not arrived is zeros.
     """

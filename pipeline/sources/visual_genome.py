@@ -128,11 +128,11 @@ class VisualGenomeSource:
 
     @property
     def counts(self) -> CleaningCounts:
-        """What cleaning did to the phrases."""
+        """Counts of what cleaning did to the phrases."""
         return self._prepared.counts
 
     def settings(self) -> dict[str, Any]:
-        """Which annotations, cleaned how, split how; photos may come later."""
+        """Facts that decide the rows: annotations, cleaning, split. Photos may come later."""
         return self._settings
 
     def shards(self) -> list[Shard]:

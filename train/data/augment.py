@@ -20,7 +20,7 @@ Pixels = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AugmentConfig:
-    """What is varied; the defaults vary nothing.
+    """Settings of augmentation; the defaults vary nothing.
 
     Attributes:
         scale: range of the size relative to "longest side fills the input", drawn uniformly.

@@ -32,7 +32,7 @@ Array = npt.NDArray[np.generic]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExampleConfig:
-    """What the trainer wants of an image.
+    """Settings by which an image becomes an example.
 
     Attributes:
         image_px: side of the network's input.
@@ -128,7 +128,7 @@ class Batch:
     prompted: int = 0
 
     def asked(self) -> "Batch":
-        """The same with the regions alone that get prompts."""
+        """The batch with only those regions that get prompts."""
         if not 0 < self.prompted < self.valid.shape[1]:
             return self
         padded = {name: getattr(self, name) for name in ("valid", *_PADDED)}
@@ -150,7 +150,7 @@ class Batch:
         return torch.where(half.any(-1, keepdim=True).any(-2, keepdim=True), half, faint)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on a device; tensors in pinned memory travel while the device computes."""
+        """The batch on a device; tensors in pinned memory travel while the device computes."""
         return self._mapped(lambda t: t.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
@@ -158,7 +158,7 @@ class Batch:
         return self._mapped(lambda t: t.pin_memory())
 
     def shared(self) -> "Batch":
-        """The same in shared memory, for another process; a RuntimeError where there is none."""
+        """The batch in shared memory, for another process; RuntimeError if there is none."""
         return self._mapped(lambda t: t.share_memory_())
 
     def _mapped(self, change) -> "Batch":  # type: ignore[no-untyped-def]

@@ -81,7 +81,7 @@ class Order:
 
 
 def _permuted(index: Index, size: int, keys: npt.NDArray[np.uint64]) -> Index:
-    """Where a keyed permutation of range(size) sends each index.
+    """Images of indices under a keyed permutation of range(size).
 
     A Feistel network permutes the next power of four; what falls outside is sent on until it is
     inside (cycle walking), which keeps it a permutation of range(size).
@@ -104,7 +104,7 @@ def _permuted(index: Index, size: int, keys: npt.NDArray[np.uint64]) -> Index:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Interleaving:
-    """Which of several streams each position of the mixed stream is taken from.
+    """Mixes several streams: says which one each position of the mixed stream is taken from.
 
     Attributes:
         counts: number of positions per stream in each cycle of sum(counts).

@@ -34,7 +34,7 @@ class Turns:
 
     @classmethod
     def of_lists(cls, lists: Sequence[Index], seed: int, **order: Any) -> "Turns":
-        """Lists with an order of their own each; `order` is of `Order`, without rows and seed."""
+        """Gives every list its own shuffled order. `order`: the other fields of `Order`."""
         run_rows = order.pop("run_rows")
         return cls(
             tuple(lists),

@@ -69,7 +69,7 @@ class _Unit(NamedTuple):
 
 
 class _Blocks(NamedTuple):
-    """Where units lie in a table: block i has rows starts[i] up to starts[i + 1]."""
+    """Rows of the units of a table: block i has rows starts[i] up to starts[i + 1]."""
 
     units: Index
     starts: Index
@@ -125,7 +125,7 @@ class StoreReader:
 
     @property
     def provenance(self) -> Provenance:
-        """What made the regions."""
+        """Provenance of the regions."""
         metadata = self._table(REGIONS).schema.metadata or {}
         text = metadata.get(METADATA_KEY.encode())
         if text is None:
@@ -137,7 +137,7 @@ class StoreReader:
 
     @property
     def settings(self) -> StoreSettings:
-        """What decides the values in the regions: teacher, vocabulary, crops."""
+        """Settings that decide the values in the regions: teacher, vocabulary, crops."""
         return StoreSettings.of(self.provenance)
 
     def read(self, rows: Index) -> list[StoredImage]:
@@ -182,7 +182,7 @@ class StoreReader:
 
     @property
     def has_concepts(self) -> bool:
-        """Whether a teacher saw its regions; a captioned store may do without."""
+        """True if a teacher saw its regions; a captioned store may do without."""
         names = self._table(REGIONS).schema.names
         return "embedding" in names or "concept_ids" in names
 

@@ -32,7 +32,7 @@ from tap_engine.train.data.store_reader import StoredImage, StoreReader, lacking
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamConfig:
-    """Where images come from and how they are mixed.
+    """Settings of the stream: stores, mixture, order, loading.
 
     Attributes:
         stores: store folders or object-store prefixes.
@@ -99,7 +99,7 @@ class StreamConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """Which part of every step this process has.
+    """This process's part of every step.
 
     Attributes:
         images: images of one forward pass in one process.
@@ -222,7 +222,7 @@ class Stream:
         return sum(self.rows)
 
     def state(self, consumed: int) -> dict[str, Any]:
-        """What a checkpoint keeps: the position, and what would change its meaning."""
+        """State for a checkpoint: the position, and what would change its meaning."""
         return {
             "consumed": consumed,
             "versions": [reader.versions for reader in self.readers],

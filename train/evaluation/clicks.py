@@ -16,7 +16,7 @@ Masks = npt.NDArray[np.bool_]
 
 
 def next_click(mask: Masks, guess: Masks) -> tuple[tuple[float, float], int]:
-    """Where a person clicks next.
+    """Places the next click: in the middle of the largest error.
 
     Args:
         mask: [H, W] what he wants, not empty.

@@ -79,7 +79,7 @@ class TruthImage:
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """What predictions are held against.
+    """Ground truth that predictions are compared with.
 
     Attributes:
         name: what it is called in reports.
@@ -242,7 +242,7 @@ def stream_json(path: str, prefix: str) -> Iterator[Any]:
 
 
 def first_event(path: str) -> str:
-    """What a json file begins with, in ijson's words: start_map, start_array, number, ...
+    """First event of a json file, in ijson's words: start_map, start_array, number, ...
 
     Raises:
         SourceError: not there, or no json.

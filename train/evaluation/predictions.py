@@ -74,7 +74,7 @@ class PredictionFolder:
 
 
 def open_folder(path: str) -> PredictionFolder:
-    """What a prediction folder holds so far; an absent one holds nothing.
+    """Reads what a prediction folder holds so far; an absent one holds nothing.
 
     Raises:
         SchemaError: parts of different settings, or one image in two parts.

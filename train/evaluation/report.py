@@ -44,7 +44,7 @@ class Score:
 
     @classmethod
     def load(cls, path: Path) -> "Score":
-        """Inverse of `save`.
+        """Reads what `save` wrote.
 
         Raises:
             SourceError: no such file.
@@ -136,7 +136,7 @@ def to_markdown(tables: Iterable[Table]) -> str:
 
 
 def to_json(tables: Iterable[Table]) -> list[dict[str, Any]]:
-    """The same, unrounded."""
+    """The table as JSON values, unrounded."""
     return [
         {
             "stamp": table.scores[0].stamp.to_json(),

@@ -29,7 +29,7 @@ GT = "gt"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoreConfig:
-    """How to score.
+    """Settings of scoring.
 
     Attributes:
         protocol: what scores go by, such as `coco-segm`; see `tasks/`.
@@ -80,7 +80,7 @@ def score(
     predictions: str,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Score:
-    """The same with the ground truth at hand, such as that of a store."""
+    """`score_files` with the ground truth at hand, such as that of a store."""
     evaluation = task_of_protocol(config.protocol)
     started = time.monotonic()
     truth = _covered(config, truth, predictions)

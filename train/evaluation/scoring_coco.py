@@ -35,7 +35,7 @@ _IOU_50, _IOU_75 = 0, 5
 
 @dataclass(frozen=True, kw_only=True)
 class DetectionScores:
-    """What COCO's and LVIS's tables print.
+    """Scores that COCO's and LVIS's tables print.
 
     Attributes:
         metrics: AP, AP50, AP75, APs, APm, APl, then AR1, AR10, AR100 (COCO) or APr, APc, APf, AR

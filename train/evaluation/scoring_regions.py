@@ -48,7 +48,7 @@ def score_prompted(truth: GroundTruth, batches: Iterable[pa.RecordBatch]) -> dic
 
 
 def score_names(truth: GroundTruth, batches: Iterable[pa.RecordBatch]) -> dict[str, float]:
-    """How often the true name comes first, and among the first five.
+    """Scores how often the true name comes first, and among the first five.
 
     Args:
         truth: the regions named.

@@ -38,12 +38,12 @@ class Stamp:
     split: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """What is known."""
+        """The known fields as JSON values."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "Stamp":
-        """Inverse of `to_json`.
+        """Reads what `to_json` wrote.
 
         Raises:
             SchemaError: not a stamp.
