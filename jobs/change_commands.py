@@ -1,4 +1,4 @@
-"""Commands of `tap-data` that change what a teacher's embeddings are compared with."""
+"""Commands of `tap-data` that change a store's vocabulary or write one for others."""
 
 from typing import Annotated
 

@@ -1,4 +1,4 @@
-"""Where Ray comes from: a local one that this command starts and ends, or a running cluster."""
+"""Connects to Ray: a local one that the command starts and ends, or a running cluster."""
 
 import logging
 import os

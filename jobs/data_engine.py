@@ -1,4 +1,4 @@
-"""What the data engine gives to training and evaluation, which never import it.
+"""Hands parts of the data engine to training and evaluation, which never import it.
 
 Embedding names with a teacher, drawing held-out scenes, naming crops with a teacher: each joins the
 data engine with something of `model` or `train`, so its place is here, and it is passed in.

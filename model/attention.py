@@ -1,4 +1,4 @@
-"""One door to attention kernels: flash-attn where it is installed and can, else torch's SDPA.
+"""Attention kernels: flash-attn if it is installed and can, else torch's SDPA.
 
 Layout everywhere: [B, N, H, d] = batch, tokens, heads, channels of a head. Both kernels give the
 same numbers within the dtype's tolerance; neither stores the [N, N] matrix on a GPU.

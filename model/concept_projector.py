@@ -1,4 +1,4 @@
-"""Embedding -> distribution over concepts; the one home of this formula.
+"""The formula from an embedding to a distribution over concepts; both halves use it.
 
 The data side uses it to write targets, the trainer for loss and targets, the predictor for names.
 The logit scale is stated here and nowhere else: `concept_weights` multiplies it in.

@@ -1,4 +1,4 @@
-"""Concept names with their text embeddings: what turns a semantic embedding into words.
+"""Concept tables: names with text embeddings, which turn a semantic embedding into words.
 
 Lies beside a checkpoint as `concepts.safetensors`; official concept files are pickles and are
 converted once (official_weights.py).

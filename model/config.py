@@ -1,4 +1,4 @@
-"""Every width, depth and rate of the network, and the presets.
+"""Settings of the network (widths, depths, rates) and its presets.
 
 Defaults are the official network of the TAP paper (ViT-B sizes). What departs from it, for the tiny
 model of the sample world, is a setting here whose default is the official behaviour.

@@ -1,4 +1,4 @@
-"""Where to compute, and in which precision: names of people -> devices and types of torch."""
+"""Turns names of devices and precisions into torch's devices and types."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Starts from weights that do not fit as they are: a MAE encoder, our model at another size.
+"""Starts an image encoder from other weights: a MAE encoder, or our model at another size.
 
 SAM's encoder is refused with the reason.
 

@@ -1,4 +1,4 @@
-"""Any picture -> RGB uint8 -> the square canvas that the encoder sees.
+"""Turns any picture into RGB uint8 and into the square canvas that the encoder sees.
 
 The released model was trained on images scaled so that the longest side fills the canvas (small
 ones are enlarged), with Pillow's antialiased bilinear filter, put top-left; the rest of the canvas

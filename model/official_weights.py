@@ -1,4 +1,4 @@
-"""Official TAP weights and concept files: pickles, read without running what they name.
+"""Reads official TAP weights and concept files: pickles, without running what they name.
 
 `schemas.pickles` knows array constructors only; what a pickle of torch tensors needs besides is
 allowed here.

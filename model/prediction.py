@@ -1,4 +1,4 @@
-"""What `tap predict` does: prompts as text in, a picture and json out."""
+"""The work of `tap predict`: prompts as text in, a picture and json out."""
 
 import json
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The model for people: an image and prompts in, masks with names and captions out.
+"""`Tap`, the model for people: an image and prompts in, masks with names and captions out.
 
 tap = Tap.from_pretrained("checkpoints/tap-b")
 tap.set_image(rgb)

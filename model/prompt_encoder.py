@@ -1,4 +1,4 @@
-"""Points and boxes -> prompt tokens; grid cells -> position code of the image embedding.
+"""Prompt encoder: points and boxes become tokens, grid cells get a position code.
 
 Random Fourier features with a learned vector per label, as in SAM, without any mask input
 (TAP paper, appendix A). Always computed in float32: the phases are large, half precision would

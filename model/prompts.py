@@ -1,4 +1,4 @@
-"""Boxes, points and masks of people -> the labelled points that the model takes."""
+"""Turns boxes, points and masks of people into the labelled points that the model takes."""
 
 from dataclasses import dataclass
 

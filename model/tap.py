@@ -1,4 +1,4 @@
-"""The TAP model: composition of its parts, and the one place where pixels become numbers.
+"""The TAP model: its parts put together, and the normalisation of pixels.
 
     images --encode_image--> embedding --decode(points, labels)--> masks, IoU, semantic tokens
                                                semantic token --caption_logits--> words

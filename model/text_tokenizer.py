@@ -1,4 +1,4 @@
-"""Captions <-> ids: a SentencePiece file, or byte-pair encoding trained on one's own captions.
+"""Tokenizers of captions: a SentencePiece file, or byte pairs learned from captions.
 
 The released TAP weights go with LLaMA's SentencePiece file, which the user has to bring; models
 trained here use their own BPE (32k ids by default). Ids mean nothing without the tokenizer, so a

@@ -1,4 +1,4 @@
-"""What `tap-train convert-weights` does: tell what a file is, convert it, say what came out."""
+"""The work of `tap-train convert-weights`: recognises a file and converts it."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The driver of a build: plan, run units on Ray, commit, index. The only file that knows Ray.
+"""The driver of a build: plans, runs units on Ray, commits, indexes. Only this file knows Ray.
 
 Data flows one way: units -> Ray Data -> one actor per teacher (unit_builder.py) -> small results
 -> ledger. Rows go from the actors straight to files; the driver sees counts and file names only.

@@ -1,4 +1,4 @@
-"""Concept weights of a teacher, and embeddings -> the concept columns of `regions`.
+"""Concept weights of a teacher, and the concept columns of `regions` from embeddings.
 
 The formula itself lives in model/concept_projector.py. Columns are computed from the float16
 embedding that is stored, so that `reproject` gives the same bits.

@@ -1,4 +1,4 @@
-"""From a JPEG and its masks to the square crops that a teacher sees.
+"""Cuts the square crops that a teacher sees from a JPEG and its masks.
 
 Pure functions on arrays; what is set aside and why is the caller's business. The papers leave
 open fill, padding and order of resampling: `CropConfig` names each choice and is part of a

@@ -1,4 +1,4 @@
-"""What is in a store, and what one region looks like; for people."""
+"""Overview of a store, and the view of one region, for people."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How many workers a build starts, and how large its units of work are."""
+"""Chooses the number of workers of a build and the size of its units."""
 
 from dataclasses import dataclass
 from typing import Any

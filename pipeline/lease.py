@@ -1,4 +1,4 @@
-"""The lease of a store: which driver may commit to it.
+"""The lease of a store: the right of one driver to commit to it.
 
 Lance's Append does not compare versions, so two drivers would duplicate rows. One driver at a time
 holds a lease in the config of the small `concepts` table: `update_config` with a stale version is

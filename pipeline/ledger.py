@@ -1,4 +1,4 @@
-"""Which units are done, who may commit, and the commit itself. The ledger is the data.
+"""The ledger of a build: which units are done, and the commit. The tables are the ledger.
 
 A unit is done when its rows are in `images` (or, if no image of it was usable, when `rejects`
 holds its `unit_empty` row). Commits go regions, rejects, images; on start, regions and rejects of

@@ -1,4 +1,4 @@
-"""CaptionSA-400M as a plan: which images of which store each subset trains on. Nothing is copied.
+"""Plans CaptionSA-400M: which images of which store each subset trains on. Copies nothing.
 
 TAP-v2 (section 3.1) mixes about 4 M regions of Visual Genome with about 96 M of SA-1B into a core
 subset of 100 M, and draws SA-1B again for each of 4 subsets. Here a source that is named with a

@@ -1,4 +1,4 @@
-"""Regions that look like a region, by the cosine of their embeddings.
+"""Finds the regions that look most like a region, by the cosine of their embeddings.
 
 Lance searches: exact where the table has no vector index, through the index where it has one.
 """

@@ -1,4 +1,4 @@
-"""A store at the start of a build: its tables are made, or proved to be of the same settings."""
+"""Opens a store for a build: makes its tables, or checks that their settings are the same."""
 
 from collections.abc import Callable
 

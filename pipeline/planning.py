@@ -1,4 +1,4 @@
-"""What is left to do: index the shards, drop what the store has, cut to the limit."""
+"""Plans a build: indexes the shards, drops what the store has, cuts to the limit."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

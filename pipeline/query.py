@@ -1,4 +1,4 @@
-"""Regions by filter, with concept names where people want names and ids where Lance wants ids.
+"""Queries of regions: names of concepts for people become ids for Lance.
 
 A filter is Lance's SQL (DataFusion) over the columns of `regions`, plus two words of ours:
     concept = 'dog', concept != 'dog', concept IN ('dog', 'cat')    the most probable concept

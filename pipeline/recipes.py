@@ -1,4 +1,4 @@
-"""Complete builds as functions: what `--recipe NAME` of the building commands means.
+"""Recipes of builds: functions that return complete settings.
 
 A recipe is the settings and nothing else: `--set name.field=value` changes any of them, and
 `tap-data recipes NAME` lists them. What is not named here has the default of its dataclass.

@@ -1,4 +1,4 @@
-"""Another vocabulary for a built store: new concept columns from the stored embeddings.
+"""Gives a built store another vocabulary: new concept columns from the stored embeddings.
 
 The teacher's image tower is not needed again, only its text tower. New columns are computed
 beside the old ones, then take their place. Every step can be repeated: a killed run is continued

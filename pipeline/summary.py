@@ -1,4 +1,4 @@
-"""What a build did, counted unit by unit as they are committed."""
+"""Counts of a build, unit by unit as they are committed."""
 
 from collections import Counter
 from collections.abc import Sequence

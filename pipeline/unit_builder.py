@@ -1,4 +1,4 @@
-"""One unit of work, start to end: read, decode, crop, embed, project, write fragments.
+"""Builds one unit of work: reads, decodes, crops, embeds, projects, writes fragments.
 
 Crops never leave the process that made them. At 150 kB per crop, handing 1.1 billion of them from
 task to task would move 165 TB through Ray's object store; here threads prepare crops while the

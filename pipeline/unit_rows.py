@@ -1,4 +1,4 @@
-"""A unit's rows on the way to its fragments: images in, Arrow batches out. Knows no Ray."""
+"""Turns a unit's images into Arrow batches for its fragments. Knows no Ray."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Does a store hold what it says? Every check streams; memory does not follow the data.
+"""Checks that a store holds what it promises; every check streams in bounded memory.
 
 Counts per unit, unique and sorted-together keys, agreement of images and regions, norms, NaN,
 concept columns, provenance of all tables, freshness of the indices.

@@ -1,4 +1,4 @@
-"""Boxes in pixel-edge coordinates; no other file converts or clips them.
+"""Boxes in pixel-edge coordinates: conversion and clipping, which no other file does.
 
 xywh is (left, top, width, height), xyxy is (left, top, right, bottom); the right and bottom
 edges are exclusive, so a one-pixel box has width 1. SA-1B's own `bbox` is one less in width

@@ -1,4 +1,4 @@
-"""Int64 ids: where a row comes from is readable from its key alone.
+"""Ids of images, regions and units as int64; a key says which source a row comes from.
 
     image_id   = source code (4 bits) << 43 | the source's own image number (43 bits; of `photos`,
                  a person's own, a hash of the path under their folder)

@@ -1,4 +1,4 @@
-"""The one door to pickle files from strangers: arrays and plain values, nothing that runs.
+"""Reads pickle files from strangers: arrays and plain values, nothing that runs.
 
 Official TAP weights and concept files and RefCOCOg's references are pickles. An ordinary unpickler
 runs whatever code such a file names; this one knows a fixed list of names and refuses the rest.

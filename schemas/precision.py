@@ -1,4 +1,4 @@
-"""The words for a precision, the same in every setting, option and file."""
+"""Names of precisions (auto, fp32, fp16, bf16), the same in every setting and option."""
 
 from typing import Literal, get_args
 

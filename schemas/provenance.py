@@ -1,4 +1,4 @@
-"""What made a table, stored as JSON in the table's own metadata so that it travels with it.
+"""Provenance: what made a table, stored as JSON in the table's own metadata.
 
 `settings` decide the values in the rows: appending with other settings is refused. `made` is for
 people: versions, time, host-independent facts that may differ between two runs of one build.

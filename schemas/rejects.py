@@ -1,4 +1,4 @@
-"""Why something was left out: the closed vocabulary of the `rejects` table.
+"""Stages and reasons of the table `rejects`: why something was left out.
 
 A reject is a row, not an exception: one bad mask never stops a build of a billion.
 """

@@ -1,4 +1,4 @@
-"""Where the `sample` teacher and the `sample` scenes lie that ship with the package.
+"""Paths of the `sample` teacher and the `sample` scenes that ship with the package.
 
 Only paths are known here, so that every room may ask: the engine for its teacher, training for the
 trunk of a model. The model weights `sample` belong to model/checkpoint.py.

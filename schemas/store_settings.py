@@ -1,4 +1,4 @@
-"""What decides the values in a store's rows: the `settings` of its tables' provenance, typed.
+"""Settings that decide the values in a store's rows, as typed dataclasses.
 
 `to_json` is the one writer and `from_json` the one reader, for both halves of the system. The
 stored text is that of earlier versions: settings that do not apply are not written. What a later

@@ -1,4 +1,4 @@
-"""Plain values of json, checked: what is no whole number is not made one.
+"""Checks of plain json values: numbers, whole numbers, texts.
 
 `int(2.7)` is 2, `str(None)` is "None" and a bool is an int; each has let a garbled file through.
 """

@@ -1,4 +1,4 @@
-"""Ordered concept names with the label sets they come from; concept ids mean nothing without it.
+"""Vocabularies: ordered concept names with the label sets they come from.
 
 `merged-2560` is shipped as vocabularies/merged-2560.tsv; `merge` is the rule that made it
 (TAP paper, appendix B, Algorithm 1, with the separator rule its released notebook adds).

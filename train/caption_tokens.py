@@ -1,4 +1,4 @@
-"""A tokenizer from the captions of stores, those of one split alone."""
+"""Learns a tokenizer from the captions of stores."""
 
 from collections.abc import Iterator, Mapping, Sequence
 

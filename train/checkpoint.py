@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on, written so that half of one is never seen.
+"""Checkpoints of a run: everything it needs to continue, written whole or not at all.
 
     RUN/checkpoints/step_00001000/
         model.safetensors     the model to use (the moving average, if kept); loads as is

@@ -1,4 +1,4 @@
-"""What a region should be called: the teacher's distribution over concepts, and the student's.
+"""Concept distributions of teacher and student, and the losses between them.
 
 The formula is model/concept_projector.py's. Here are the two weight matrices of a store, and the
 loss functions that compare a prediction with the store's teacher.

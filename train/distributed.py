@@ -1,4 +1,4 @@
-"""Processes: found from torchrun's environment; with one process every function here is trivial."""
+"""Processes of a run, from torchrun's environment; trivial with one process."""
 
 import os
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""One run a folder: a second process that trains in it would mix its log and drop checkpoints."""
+"""Lock of a run folder: one process trains in it, a second one is refused."""
 
 import fcntl
 import json

@@ -1,4 +1,4 @@
-"""Does it learn? Short trainings with a verdict, beside baselines that cost nothing.
+"""Gates: short trainings with a verdict, beside simple baselines.
 
     overfit   eight scenes by heart: targets, losses and network fit together
     quick     unseen scenes after a few CPU-minutes

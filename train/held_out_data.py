@@ -1,4 +1,4 @@
-"""What is measured on: images of a store that were not trained on, and what they really show."""
+"""Images of a store to measure on, with what they really show."""
 
 import io
 from collections.abc import Iterator, Mapping

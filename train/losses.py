@@ -1,4 +1,4 @@
-"""What is minimised: every loss is a pure function that gives one number per prompt.
+"""Losses: pure functions that give one number per prompt.
 
 Averages, weights and what to do with samples that lack a mask or a caption are objective.py's
 business, so a new loss is one function here and one line there. Everything is computed in float32,

@@ -1,4 +1,4 @@
-"""What a step minimises: prompts, forward passes, and the weighted sum of the losses.
+"""The objective of a step: prompts, forward passes, weighted sum of the losses.
 
 L = L_concept + alpha L_seg + beta L_cap, TAP-v2 paper, section 3.1. Every term is a number per
 prompt with a weight that says whether this prompt has the term: a region without a mask has no

@@ -1,4 +1,4 @@
-"""AdamW, which parameters decay, and the rate at each step."""
+"""The optimiser: AdamW, which parameters decay, and the learning rate at each step."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""Training prompts in two stages: what a person would click first, and what he would click next.
+"""Training prompts in two stages: a first click or box, then clicks that correct.
 
 Stage 1 gives a box or one point. Stage 2 either adds 1 to 8 points where the prediction is wrong,
 or, half of the time, forgets stage 1 and gives 1 to 9 points of the true mask at once (the

@@ -1,4 +1,4 @@
-"""Complete runs as functions; every number of the papers is here, with its place.
+"""Recipes of training: functions with every number of the papers and its place there.
 
 A recipe is the settings and nothing else: `tap-train run --recipe NAME --set a.b=value` changes
 any of them.

@@ -1,4 +1,4 @@
-"""One run, put together: model, data, optimiser, where it stands, and how it is saved.
+"""One run, put together: model, data, optimiser, state, saving.
 
 RUN/config.json       the resolved settings
 RUN/manifest.json     software, machine, stores with their versions and provenance

@@ -1,4 +1,4 @@
-"""What a run starts from: weights, the tokenizer of its captions, concept names."""
+"""Starting point of a run: weights, tokenizer of captions, concept names."""
 
 import dataclasses
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Parts of the loss: how they are named, what they count, how they add up.
+"""Terms of the loss: their names, what they count, how they add up.
 
 Everything here adds up over forward passes and processes before it is divided, so that neither
 changes a figure.

@@ -1,4 +1,4 @@
-"""How often a store, or a teacher, names the regions of the sample world rightly.
+"""Measures how often a store, or a teacher, names the sample world's regions rightly.
 
 A region is right when its most probable concept, of all concepts of the vocabulary, is the one of
 the truth table. A part counts as right with its object's concept: often a part cannot show that,

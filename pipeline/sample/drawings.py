@@ -1,4 +1,4 @@
-"""Which things the sample world shows: the hand-made list of drawings and their concept names.
+"""The list of things in the sample world: drawings and their concept names.
 
 The list is a readable file (sample/concepts.tsv, a drawing per line); what the font could draw but
 the list leaves out stands with its reason in sample/left_out.tsv. Nothing here draws.

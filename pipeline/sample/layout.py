@@ -1,4 +1,4 @@
-"""Where things stand in a scene, before a pixel is drawn.
+"""Places the things of a scene, before a pixel is drawn.
 
 A layout is resolution-free: positions and sizes are shares of the picture's side, so the same
 numbers make the same scene at 256 and at 512 px. Objects are placed far to near; a coarse drawing

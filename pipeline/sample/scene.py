@@ -1,4 +1,4 @@
-"""From a layout to a picture with the exact visible mask of every object, part and surface."""
+"""Draws a layout, with the exact visible mask of every object, part and surface."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

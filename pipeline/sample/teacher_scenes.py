@@ -1,4 +1,4 @@
-"""Whole scenes for a teacher that must name things where they stand, not only cut out.
+"""Whole scenes to train a teacher that names things where they stand, not only cut out.
 
 A teacher that has seen masked crops alone is no backbone for whole pictures: its features of a
 scene do not say what lies where. Here a step also takes whole scenes, and every thing in them is

@@ -1,4 +1,4 @@
-"""Train the `sample` teacher from scratch: contrastive learning on crops and concept names.
+"""Trains the `sample` teacher from scratch: contrastive learning on crops and names.
 
 Each step takes crops of as many different concepts as the batch holds, so that no text of the
 batch is a second right answer, and adds names that no crop shows: a teacher must be able to tell

@@ -1,4 +1,4 @@
-"""Cleaning of region phrases: five stated rules, in order, and how often each one did something.
+"""Cleans region phrases by five rules, in order, and counts what each rule changed.
 
 The raw phrase stays beside the cleaned one. Inner punctuation stays: a tokenizer can learn it, and
 caption metrics drop it themselves. What GRiT did to the texts that TAP trains and tests on was

@@ -1,4 +1,4 @@
-"""Indices of large tars, kept in the store so that a resume need not read them again.
+"""Cache of tar indices in the store, so that a resume need not read the tars again.
 
 A cache, not a ledger: any of its files may be deleted at any time. An 11 GB shard on an object
 store takes some minutes to index, header by header, and a run over SA-1B has a thousand of them.

@@ -1,4 +1,4 @@
-"""What a source hands to the engine: units of work, and images with their regions.
+"""The interface of a source: units of work, and images with their regions.
 
 Nothing after a source knows where a region came from. A source is small:
     prepare(folder)      read once whatever the rest depends on; for most sources nothing

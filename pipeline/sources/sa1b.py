@@ -1,4 +1,4 @@
-"""SA-1B's layout: tars or folders of `sa_N.jpg` with `sa_N.json`.
+"""SA-1B as a source: tars or folders of `sa_N.jpg` with `sa_N.json`.
 
 Members may start with `./` and come in any order; an image and its annotations meet by name. Any
 other data set in this layout works as well (the number at the end of a name is the image's id).

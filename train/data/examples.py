@@ -1,4 +1,4 @@
-"""A stored image becomes a sample, samples become a batch: decode, augment, choose, pad.
+"""Turns stored images into examples and batches: decodes, augments, chooses, pads.
 
 Everything random here is drawn from (seed, epoch, image id), so a sample is the same whichever
 process makes it.

@@ -1,4 +1,4 @@
-"""Loader processes: none is lost to a stop of the whole job, no batch is lost in silence.
+"""Loader processes that outlive a stop signal and report every batch that they lose.
 
 A stop is delivered to every process of a job: by a terminal to its foreground group, by Slurm to
 all processes of the step, by torchrun to each rank's group. The trainer then ends its step and

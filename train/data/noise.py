@@ -1,4 +1,4 @@
-"""Random numbers as a function of what they are for, instead of a generator's state.
+"""Random numbers computed from what they are for, without a generator's state.
 
 Each sample carries a seed made of (run seed, epoch, image id). What is drawn from it does not
 depend on how many processes or loader workers there are, nor on where a run was interrupted, so

@@ -1,4 +1,4 @@
-"""In which order the images of a table come, computed from the position instead of stored.
+"""Shuffled orders of a table's images, computed from the position instead of stored.
 
 The stream of a table is one infinite sequence: epoch after epoch, each a permutation of its rows.
 Any position of it can be computed on its own, in constant memory: which rank or loader worker

@@ -1,4 +1,4 @@
-"""Which images of the stores are drawn, where that is not simply all of them.
+"""Chooses the images that are drawn if that is not simply all of them: splits and plans.
 
 Either the images of one split of a captioned store, or those of a plan: `tap-data mix` lists the
 images of each subset of CaptionSA-400M, and an epoch of the stream is one subset, the subsets in

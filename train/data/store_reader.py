@@ -1,4 +1,4 @@
-"""One store opened for training: image rows in, images with their regions out.
+"""Reads a store for training: row numbers in, images with their regions out.
 
 An image's regions are found by counting, not by a join: a unit's regions are one block of rows
 sorted by key, so the region counts of the unit's images say where each image begins. What comes

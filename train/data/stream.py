@@ -1,4 +1,4 @@
-"""Stores -> batches: endless, sharded, resumable at any image, whatever the number of processes.
+"""The stream of batches from stores: endless, sharded, resumable at any image.
 
 The order is a function of the position (order.py), so the whole state of the stream is one number,
 how many images the run has consumed. Ranks and loader workers take their own positions out of the

@@ -1,4 +1,4 @@
-"""Where a person clicks next, as interactive segmentation imitates it.
+"""Places the next click where an imitated person would: in the largest error.
 
 A click goes where a person who wants the region would put it: into the middle of the thickest
 mistake, which before the first click is the whole region. The middle is the pixel farthest from

@@ -1,4 +1,4 @@
-"""Which data to evaluate on: what the options of `eval` and `score` name, as an evaluation set."""
+"""Resolves the data options of `eval` and `score` to an evaluation set."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Images of an evaluation, whatever holds them: a folder beside a json file, or a store.
+"""Images of an evaluation, from a folder beside a json file or from a store.
 
 With `ground_truth` this is all that an evaluation sees of a data set. The sample world is one like
 the others: a store, whose truth table says what its regions are.

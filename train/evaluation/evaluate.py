@@ -1,4 +1,4 @@
-"""The evaluation run: images in, prediction parts out, resumable and shared out over ranks.
+"""The evaluation run: predicts images into parts, resumable and shared by ranks.
 
 An image is encoded once and answers every task that still lacks it. What is done is what the parts
 say (predictions.py), so a killed run continues with the same command, and a task added later

@@ -1,4 +1,4 @@
-"""What an evaluation is: what it needs, which rows a model's answers become, how rows are scored.
+"""The interface of an evaluation: what it needs, its rows, how rows are scored.
 
 One evaluation is one class in one file of `tasks/`, which has its name; nothing else lists it.
 CONTRIBUTING.md shows one of ten lines.

@@ -1,4 +1,4 @@
-"""Prediction files: what a model said, kept apart from what it scored.
+"""Prediction files: reading and writing what a model said, apart from its score.
 
 An evaluation writes a folder of Parquet parts. Each part is written whole or not at all, and its
 metadata lists the images it covers, also those without a single row: the data is the ledger of

@@ -1,4 +1,4 @@
-"""What an evaluation needs of a model, and the TAP model in that form.
+"""The interface that an evaluation needs of a model, and TAP behind it.
 
 A view of `predictor.Candidates`, as `Region` is another: arrays over prompts, embeddings instead of
 names, and only what a protocol asks for, so that 300 boxes on a large image cost no more than 64.

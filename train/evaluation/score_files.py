@@ -1,4 +1,4 @@
-"""Prediction file + ground truth -> score, by protocol: the step after prediction.
+"""Scores a prediction file against ground truth, by protocol.
 
 It needs no model and no GPU, runs as often as wanted, and takes anybody's files.
 """

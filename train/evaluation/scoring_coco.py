@@ -1,4 +1,4 @@
-"""COCO and LVIS average precision of a prediction file, in memory that does not grow with it.
+"""COCO and LVIS average precision of a prediction file, in bounded memory.
 
 AP is a mean over categories, and nothing of one category enters another's (but for LVIS's limit
 of 300 detections per image, which is applied first). So predictions are dealt out to files on disk

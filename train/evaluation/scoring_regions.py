@@ -1,4 +1,4 @@
-"""Scores that are means over regions: mask IoU by kind of prompt, and how well names fit."""
+"""Scores that are means over regions: mask IoU per kind of prompt, accuracy of names."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""What makes two scores comparable, written on every score, and the refusal to mix unlike ones.
+"""Stamps of scores: what makes two comparable, and the refusal to mix unlike ones.
 
 "Visual Genome captioning" has been three different tests for years (232,935 regions, one region an
 image, raw or cleaned text) and their numbers stand in one table in print. A score here carries what
