@@ -5,7 +5,13 @@ from typing import Annotated
 
 import typer
 
-from tap_engine.jobs import chat_commands, eval_commands, predict_commands, train_commands
+from tap_engine.jobs import (
+    chat_commands,
+    eval_commands,
+    ovsam_commands,
+    predict_commands,
+    train_commands,
+)
 from tap_engine.jobs.output import PUBLISH, add_version, command_errors
 
 main = typer.Typer(
@@ -39,6 +45,7 @@ add_version(main)
 train_commands.register(main)
 eval_commands.register(main)
 chat_commands.register_training(main)
+ovsam_commands.register(main)
 main.command("convert-weights", rich_help_panel=PUBLISH)(convert_weights)
 predict_commands.register(main, hidden=True)  # its place is `tap`
 

@@ -20,10 +20,10 @@ from tap_engine.train.config import TrainConfig
 from tap_engine.train.data.examples import Batch
 from tap_engine.train.data.loading import loader_errors
 from tap_engine.train.data.noise import seed_of
-from tap_engine.train.optim import cosine_rate, set_rate
+from tap_engine.train.optim import cosine_rate, set_rate, stepped_rate
 from tap_engine.train.run import Run
 from tap_engine.train.run_log import RunLog
-from tap_engine.train.terms import Figures, count
+from tap_engine.train.terms import Figures
 
 
 class TrainingError(TapError):
@@ -67,7 +67,7 @@ def train(run: Run) -> None:
             missing = run.share.accumulate - len(step_batches)
             totals = distributed.add_up(
                 {
-                    **count(step_batches),
+                    **run.count(step_batches),
                     "stop": torch.tensor(float(stop.signal > 0)),
                     "missing": torch.tensor(float(missing)),
                 }
@@ -132,6 +132,15 @@ def rate_at(step: int, config: TrainConfig) -> float:
     """Learning rate of the update with this 0-based index."""
     optim = config.optim
     peak = optim.peak_rate(config.train.batch)
+    if optim.milestones:
+        return stepped_rate(
+            step,
+            peak=peak,
+            steps=config.train.steps,
+            milestones=optim.milestones,
+            warmup_steps=optim.warmup_steps,
+            warmup_from=optim.warmup_from,
+        )
     return cosine_rate(
         step,
         peak=peak,

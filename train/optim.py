@@ -26,6 +26,8 @@ class OptimConfig:
         decay_rule: "v1.1" decays everything but the normalisations' parameters (the released v1.1
             weights); "v1.0" decays only tensors of two or more dimensions.
         final_share: last rate over peak rate; the papers decay to 1 %.
+        milestones: shares of the run after which the rate falls to a tenth, instead of the cosine;
+            Open-Vocabulary SAM's second stage has them after 8 and 11 of 12 epochs.
         warmup_steps: steps of linear rise. The papers give none for pre-training; ours.
         warmup_from: rate before the first step over peak rate.
         clip_norm: gradient norm above which gradients are scaled down; 0 never. The papers give
@@ -43,6 +45,7 @@ class OptimConfig:
     weight_decay: float = 0.1
     decay_rule: str = "v1.1"
     final_share: float = 0.01
+    milestones: tuple[float, ...] = ()
     warmup_steps: int = 1000
     warmup_from: float = 0.0
     clip_norm: float = 1.0
@@ -97,6 +100,30 @@ def cosine_rate(
     since = (step - warmup_steps) // refresh * refresh
     share = since / max(steps - warmup_steps, 1)
     return last + (peak - last) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def stepped_rate(
+    step: int,
+    *,
+    peak: float,
+    steps: int,
+    milestones: tuple[float, ...],
+    warmup_steps: int = 0,
+    warmup_from: float = 0.0,
+) -> float:
+    """Rate of the update with 0-based index `step`: a tenth after each milestone.
+
+    Args:
+        step: 0 .. steps.
+        peak: rate after the warm-up.
+        steps: updates in all.
+        milestones: shares of `steps`.
+        warmup_steps: updates of linear rise; the last of them has the full rate.
+        warmup_from: where the rise begins, over `peak`.
+    """
+    rate = peak * 0.1 ** sum(step >= round(share * steps) for share in milestones)
+    risen = min((step + 1) / warmup_steps, 1.0) if warmup_steps else 1.0
+    return rate * (risen + (1 - risen) * warmup_from)
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, object]]:

@@ -49,6 +49,7 @@ from tap_engine.train.objective import Objective
 from tap_engine.train.optim import OptimConfig, make_optimizer, rate_factor, update_ema
 from tap_engine.train.run_log import RunLog
 from tap_engine.train.start import check_start, concept_table_of, initial_model, tokenizer_of
+from tap_engine.train.terms import count
 
 
 @dataclass(slots=True, kw_only=True)
@@ -102,6 +103,10 @@ class Run:
         left = self.config.train.steps - self.step
         pin = self.process.device.type == "cuda"
         return self.stream.batches(self.share, consumed=self.consumed, steps=left, pin=pin)
+
+    def count(self, batches: list[Batch]) -> dict[str, Tensor]:
+        """What the losses of a step are divided by, of these passes of it."""
+        return count(batches)
 
     def parameters(self) -> list[nn.Parameter]:
         """Parameters that are trained."""

@@ -274,13 +274,14 @@ class OpenVocabularySam:
             rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
             embeddings = self.model.name_regions(picture.encoded.pyramid, rois, tokens)
             clip, seen = self.model.clip_regions(picture.encoded.stage4, boxes, masks)
-        head_logits, clip_logits = self._scores(embeddings), self._scores(clip)
+        head_logits, clip_logits = self.score(embeddings), self.score(clip)
         fused = head_logits
         if self._classes is not None:
             fused = fuse(head_logits, clip_logits, self._classes.kinds, self.fusion, seen)
         return Answers(masks, boxes, head_logits, clip_logits, fused, embeddings.float())
 
-    def _scores(self, embeddings: Tensor) -> Tensor:
+    def score(self, embeddings: Tensor) -> Tensor:
+        """[K, C + 1] class logits of [K, E] embeddings of any length, background last."""
         if self._classes is None:
             return embeddings.new_zeros(len(embeddings), 1)
         return class_logits(

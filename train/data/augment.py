@@ -7,6 +7,7 @@ nothing is ever decoded at full size and then shrunk.
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
@@ -63,8 +64,16 @@ class View:
     content_hw: SizeHw
     flip: bool = False
 
-    def image(self, image_rgb: Image.Image, fill_rgb: tuple[int, int, int]) -> Pixels:
-        """[S, S, 3] uint8: the window, resized as at inference (Pillow bilinear, antialiased)."""
+    def image(
+        self, image_rgb: Image.Image, fill_rgb: tuple[int, int, int], *, opencv: bool = False
+    ) -> Pixels:
+        """[S, S, 3] uint8: the window, resized as at inference.
+
+        Args:
+            image_rgb: the source image.
+            fill_rgb: colour of what the image does not cover.
+            opencv: OpenCV's bilinear filter; else Pillow's, which averages where it shrinks.
+        """
         left, top, right, bottom = self.window_xyxy
         height, width = self.size_hw
         right, bottom = min(right, width), min(bottom, height)
@@ -73,6 +82,8 @@ class View:
         content_h, content_w = self.content_hw
         if (left, top, right, bottom) == (0, 0, content_w, content_h) == (0, 0, width, height):
             part = np.asarray(image_rgb)
+        elif opencv:
+            part = self._resized_by_opencv(np.asarray(image_rgb), left, top)
         else:
             box = (left, top, right, bottom)
             part = np.asarray(
@@ -83,6 +94,17 @@ class View:
         out[:, content_w:] = fill_rgb
         out[:content_h, :content_w] = part[:, ::-1] if self.flip else part
         return out
+
+    def _resized_by_opencv(self, image: Pixels, left: float, top: float) -> Pixels:
+        # The whole picture, then a window of whole pixels: what inference sees, cut.
+        x1, y1, x2, y2 = self.window_xyxy
+        height, width = self.size_hw
+        down, across = self.canvas_px / (y2 - y1), self.canvas_px / (x2 - x1)
+        size = (max(1, round(width * across)), max(1, round(height * down)))
+        resized = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+        row, column = round(top * down), round(left * across)
+        content_h, content_w = self.content_hw
+        return np.asarray(resized, np.uint8)[row : row + content_h, column : column + content_w]
 
     def mask(self, runs: Runs, mask_px: int) -> npt.NDArray[np.float32]:
         """[M, M] float32: how much of each cell of the mask grid the region covers."""

@@ -46,6 +46,8 @@ class ExampleConfig:
         tokenizer: tokenizer of captions; needed if they are among the columns.
         positions: length of the text decoder (`TextConfig.max_seq_len`); captions are cut to it.
         prompted: number of the `regions` that get prompts; 0 for all.
+        opencv: resize with OpenCV's bilinear filter, as Open-Vocabulary SAM does at inference; else
+            with Pillow's, as TAP does.
     """
 
     image_px: int
@@ -59,6 +61,7 @@ class ExampleConfig:
     tokenizer: TextTokenizer | None = None
     positions: int = 0
     prompted: int = 0
+    opencv: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -68,6 +71,7 @@ class Example:
     Attributes:
         image_id: see schemas/keys.py.
         image: [S, S, 3] uint8 RGB.
+        content_hw: the part of it that is picture, px; what is beside it is filling.
         masks: [R, M, M] uint8, 255 is wholly inside; all 0 where `has_mask` is False.
         has_mask: [R] bool.
         boxes_xyxy: [R, 4] float32, px of the input.
@@ -84,6 +88,7 @@ class Example:
 
     image_id: int
     image: Array
+    content_hw: tuple[int, int]
     masks: Array
     has_mask: Array
     boxes_xyxy: Array
@@ -103,6 +108,7 @@ class Batch:
 
     Attributes:
         images: [B, 3, S, S] uint8 RGB, channels last in memory.
+        content_hw: [B, 2] int64: the part of each that is picture, px.
         valid: [B, R] bool, False where padded.
         image_ids: [B] ints.
         problems: what could not be read, a line each.
@@ -112,6 +118,7 @@ class Batch:
     """
 
     images: Tensor
+    content_hw: Tensor
     masks: Tensor
     has_mask: Tensor
     boxes_xyxy: Tensor
@@ -186,7 +193,7 @@ def make_example(stored: StoredImage, epoch: int, config: ExampleConfig) -> Exam
     view = draw_view(stored.size_hw, config.image_px, config.augment, rng)
     try:
         with Image.open(io.BytesIO(stored.jpeg)) as file:
-            image = view.image(file.convert("RGB"), config.fill_rgb)
+            image = view.image(file.convert("RGB"), config.fill_rgb, opencv=config.opencv)
         problem = None
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         image = np.zeros((config.image_px, config.image_px, 3), np.uint8)
@@ -223,6 +230,7 @@ def make_example(stored: StoredImage, epoch: int, config: ExampleConfig) -> Exam
     sample = Example(
         image_id=stored.image_id,
         image=image,
+        content_hw=view.content_hw,
         masks=np.stack(masks) if masks else np.zeros((0, config.mask_px, config.mask_px), np.uint8),
         has_mask=np.asarray(table["rle"].is_valid()),
         boxes_xyxy=boxes[chosen],
@@ -268,6 +276,7 @@ def collate(samples: Iterable[Example], prompted: int = 0) -> Batch:
     fields = {name: padded(name) for name in _PADDED}
     return Batch(
         images=torch.from_numpy(np.stack([s.image for s in samples])).permute(0, 3, 1, 2),
+        content_hw=torch.tensor([s.content_hw for s in samples]),
         valid=valid,
         image_ids=[s.image_id for s in samples],
         problems=[s.problem for s in samples if s.problem is not None],

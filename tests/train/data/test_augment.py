@@ -1,10 +1,12 @@
 """Image, masks and boxes must show the same part of the world after every augmentation."""
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from tap_engine.model.image_input import fit_image
+from tap_engine.model.ovsam.image_input import fit_picture
 from tap_engine.schemas import rle
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.train.data.augment import AugmentConfig, draw_view, plain_view, vary_colour
@@ -79,3 +81,29 @@ def test_colour_moves_all_pixels_of_a_channel_alike():
 def test_settings_are_checked(bad):
     with pytest.raises(ConfigError):
         AugmentConfig(**bad)
+
+
+@pytest.mark.parametrize("size_hw", [(50, 80), (200, 130), (64, 64)])
+def test_opencvs_filter_shows_what_inference_sees(size_hw) -> None:
+
+    rgb = np.random.default_rng(0).integers(0, 255, (*size_hw, 3), np.uint8)
+    fitted = fit_picture(rgb, 64)
+    view = plain_view(size_hw, 64)
+    found = view.image(Image.fromarray(rgb), (0, 0, 0), opencv=True)
+    assert view.content_hw == fitted.content_hw
+    assert np.array_equal(found, fitted.canvas)
+
+
+@pytest.mark.parametrize("flip", [0.0, 1.0])
+def test_opencvs_window_is_a_part_of_the_whole(flip) -> None:
+
+    rgb = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    config = AugmentConfig(scale=(2.0, 2.0), flip=flip)
+    for seed in range(5):
+        view = draw_view((40, 60), 64, config, np.random.default_rng(seed))
+        found = view.image(Image.fromarray(rgb), (0, 0, 0), opencv=True)
+        whole = cv2.resize(rgb, (128, 85), interpolation=cv2.INTER_LINEAR)
+        whole = whole[:, ::-1] if flip else whole
+        x, y = (round(v * 128 / 60) for v in view.window_xyxy[:2])
+        h, w = view.content_hw
+        assert np.array_equal(found[:h, :w], whole[y : y + h, x : x + w])

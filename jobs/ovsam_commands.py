@@ -1,0 +1,197 @@
+"""Commands of Open-Vocabulary SAM: classes, and how well each stage learned."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tap_engine.jobs.output import EVALUATE, TRAIN, command_errors
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting: train.steps=100."),
+]
+Store = Annotated[str, typer.Option(help="Store of sample-world scenes that were not trained on.")]
+TruthFile = Annotated[str, typer.Option(help="Truth table of these scenes: file or folder.")]
+Images = Annotated[int, typer.Option(help="How many of its images.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands to `tap-train`."""
+    app.command("ovsam-run", rich_help_panel=TRAIN)(run)
+    app.command("ovsam-recipes", rich_help_panel=TRAIN)(recipes)
+    app.command("ovsam-classes", rich_help_panel=TRAIN)(classes)
+    app.command("ovsam-distilled", rich_help_panel=EVALUATE)(distilled)
+    app.command("ovsam-sample", rich_help_panel=EVALUATE)(sample)
+
+
+def run(
+    recipe: Annotated[str, typer.Option(help="See `tap-train ovsam-recipes`.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    store: Annotated[
+        list[str] | None, typer.Option(help="Store to train on; several are joined.")
+    ] = None,
+    resume: Annotated[
+        str, typer.Option(help="auto: go on if there is a checkpoint; never; or a checkpoint.")
+    ] = "auto",
+    set_: Set = None,
+    dry_run: Annotated[bool, typer.Option(help="Print the resolved settings and stop.")] = False,
+) -> None:
+    """Train Open-Vocabulary SAM, or go on training; the same under torchrun."""
+    with command_errors():
+        import json
+        from dataclasses import replace
+
+        from tap_engine.schemas.settings import with_overrides
+        from tap_engine.train.ovsam.recipes import ovsam_recipe
+
+        config = ovsam_recipe(recipe)
+        if store:  # not as an override: a path may have a comma
+            config = replace(config, stream=replace(config.stream, stores=tuple(store)))
+        config = with_overrides(config, set_ or [])
+        if dry_run:
+            typer.echo(json.dumps(config.to_dict(), indent=1))
+            return
+
+        from tap_engine.train import distributed
+        from tap_engine.train.loop import Interrupted, train
+        from tap_engine.train.ovsam.run import open_ovsam_run
+
+        try:
+            opened = open_ovsam_run(config, out, resume)
+            train(opened)
+        except Interrupted as stopped:
+            typer.echo(f"{stopped}; the same command goes on")
+            sys.exit(128 + stopped.signal)
+        finally:
+            distributed.stop()
+        opened.log.say(f"done: {opened.step:,} steps in {out}")
+
+
+def recipes(
+    name: Annotated[str, typer.Argument(help="Show all settings of this recipe.")] = "",
+    set_: Set = None,
+) -> None:
+    """List the recipes, or all settings of one in the form that --set takes."""
+    with command_errors():
+        from tap_engine.schemas.settings import field_names, shown, with_overrides
+        from tap_engine.train.ovsam.recipes import OVSAM_RECIPES, ovsam_recipe
+
+        if not name:
+            for key, function in OVSAM_RECIPES.items():
+                typer.echo(f"{key:24} {(function.__doc__ or '').splitlines()[0]}")
+            return
+        for setting, value in field_names(with_overrides(ovsam_recipe(name), set_ or [])):
+            typer.echo(f"{setting}={shown(value)}")
+
+
+def classes(
+    out: Annotated[Path, typer.Argument(help="File to write, such as classes.safetensors.")],
+    clip: Annotated[
+        str, typer.Option(help="The CLIP: a folder of open_clip's form, or open_clip's name.")
+    ],
+    names: Annotated[
+        Path | None, typer.Option(help="Text file, a class a line: its name, its synonyms after ;")
+    ] = None,
+    truth: Annotated[
+        Path | None, typer.Option(help="Or the truth table of a sample world: its objects.")
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Text file with the names of the base classes.")
+    ] = None,
+    base_share: Annotated[
+        float, typer.Option(help="Or this share of the classes, drawn by --seed; 0 for no split.")
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    pretrained: Annotated[
+        str | None, typer.Option(help="Weights of an open_clip name: a tag or a file.")
+    ] = None,
+    download: Annotated[
+        bool, typer.Option(help="Fetch these weights if they are missing.")
+    ] = False,
+) -> None:
+    """Text prototypes of class names: what the second stage learns and predictions are made of."""
+    with command_errors():
+        from tap_engine.jobs.ovsam_classes import make_class_file
+
+        table = make_class_file(
+            out,
+            clip=clip,
+            pretrained=pretrained,
+            download=download,
+            names=names,
+            truth=truth,
+            base=base,
+            base_share=base_share,
+            seed=seed,
+        )
+    kinds = table.kinds.tolist()
+    typer.echo(
+        f"{out}: {len(kinds):,} classes of {table.prototypes.shape[1]} prototypes, "
+        f"{kinds.count(1):,} base, {kinds.count(2):,} novel, fingerprint {table.fingerprint}"
+    )
+
+
+def distilled(
+    model: Annotated[Path, typer.Argument(help="Run or checkpoint of stage 1.")],
+    store: Store,
+    truth: TruthFile,
+    teacher: Annotated[str, typer.Option(help="The TAP that taught it.")] = "sample",
+    images: Images = 60,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of json.")] = False,
+) -> None:
+    """Stage 1: squared error left, and masks of the teacher's untouched decoder."""
+    with command_errors():
+        import json
+
+        from tap_engine.model.checkpoint import load_model
+        from tap_engine.model.ovsam.checkpoint import load_ovsam
+        from tap_engine.schemas.truth import Truth
+        from tap_engine.train.checkpoint import model_folder
+        from tap_engine.train.held_out_data import open_measured
+        from tap_engine.train.ovsam.measure import distilled_figures, scenes_of
+
+        scenes = list(scenes_of(open_measured(store), Truth.read(truth), images))
+        student = load_ovsam(model_folder(model))
+        figures = distilled_figures(student, load_model(model_folder(Path(teacher))), scenes)
+    if as_json:
+        typer.echo(json.dumps(figures))
+        return
+    for name, value in figures.items():
+        typer.echo(f"{name:12} {value:.3f}")
+
+
+def sample(
+    model: Annotated[Path, typer.Argument(help="Run or checkpoint of stage 2.")],
+    store: Store,
+    truth: TruthFile,
+    clip: Annotated[
+        str, typer.Option(help="The whole CLIP, for the image-crop rows; none without.")
+    ] = "",
+    prompt: Annotated[str, typer.Option(help="box, or point: the centre of each mask.")] = "box",
+    images: Images = 60,
+    as_json: Annotated[bool, typer.Option("--json", help="One line of json.")] = False,
+) -> None:
+    """Stage 2: accuracy of head, frozen CLIP and both, and IoU, beside the image-crop baselines."""
+    with command_errors():
+        import json
+
+        from tap_engine.jobs.ovsam_classes import crop_encoders
+        from tap_engine.model.ovsam.predictor import OpenVocabularySam
+        from tap_engine.schemas.errors import ConfigError
+        from tap_engine.schemas.truth import Truth
+        from tap_engine.train.checkpoint import model_folder
+        from tap_engine.train.held_out_data import open_measured
+        from tap_engine.train.ovsam.measure import naming_scores, scenes_of, table_of
+
+        if prompt not in ("box", "point"):
+            raise ConfigError(f"--prompt must be box or point, got {prompt!r}")
+        scenes = list(scenes_of(open_measured(store), Truth.read(truth), images))
+        predictor = OpenVocabularySam.from_pretrained(model_folder(model))
+        crops = crop_encoders(clip) if clip else None
+        scores = naming_scores(predictor, scenes, prompt=prompt, crops=crops)
+    if as_json:
+        typer.echo(json.dumps({name: score.figures() for name, score in scores.items()}))
+    else:
+        typer.echo(table_of(scores))
