@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from tap_engine.pipeline.simd import FIXED_BITS, PAD, copy, source_digest, transpose, weigh
 
-_SIMD = "0000ab116b54658a"
+_SIMD = "0223d1047b4041e4"
 """Digest of simd.py. numba keeps compiled code on disk and looks for changes in this file only;
 this line is what changes here when something changes there."""
 
