@@ -92,6 +92,8 @@ class DecoderConfig:
             so that an attention first copies what it looks at (official: PyTorch's default).
         detail: add the encoder's features of stride 8 and 4 to the mask features while they are
             upscaled (official: none; SAM 2 does). Convolutional encoder only.
+        semantic: the four semantic tokens and their head. Without them the decoder is SAM's, with
+            one IoU and four mask tokens: semantic tokens and embeddings come out as zeros.
     """
 
     depth: int = 2
@@ -106,6 +108,7 @@ class DecoderConfig:
     token_std: float = 1.0
     copy_init: bool = False
     detail: bool = False
+    semantic: bool = True
 
     def __post_init__(self) -> None:
         _positive(self, "depth", "num_heads", "mlp_dim", "sem_hidden_dim", "sem_embed_dim")
@@ -205,6 +208,11 @@ class TapConfig:
             )
         else:
             _divisible("embed_dim", self.embed_dim, "encoder.num_heads", self.encoder.num_heads)
+        if not self.decoder.semantic and self.text.prompt == "semantic":
+            raise ConfigError(
+                "decoder.semantic=false leaves captions without their prompt; "
+                "--set model.text.prompt=mask"
+            )
         if len(self.pixel_mean) != 3 or len(self.pixel_std) != 3 or min(self.pixel_std) <= 0:
             raise ConfigError(
                 f"pixel_mean and pixel_std are three numbers each, std positive; got "

@@ -250,12 +250,14 @@ class ImageDecoder(nn.Module):
     def __init__(self, dim: int, config: DecoderConfig) -> None:
         super().__init__()
         self.dim, self.detail = dim, config.detail
+        self.sem_embed_dim = config.sem_embed_dim
         self.transformer = TwoWayTransformer(dim, config)
         self.iou_token = nn.Embedding(1, dim)
-        self.sem_tokens = nn.Embedding(NUM_OUTPUTS, dim)
+        self.sem_tokens = nn.Embedding(NUM_OUTPUTS, dim) if config.semantic else None
         self.mask_tokens = nn.Embedding(NUM_OUTPUTS, dim)
         for tokens in (self.iou_token, self.sem_tokens, self.mask_tokens):
-            nn.init.normal_(tokens.weight, std=config.token_std)
+            if tokens is not None:
+                nn.init.normal_(tokens.weight, std=config.token_std)
         # Each transposed convolution maps one cell to 2 x 2, so both run as matrix products on
         # channels-last cells (see `Quarters`); names and shapes are those of the convolutions.
         self.output_conv = nn.Sequential(
@@ -267,7 +269,9 @@ class ImageDecoder(nn.Module):
         )
         self.mask_pred = nn.ModuleList(TokenMlp(dim, dim, dim // 8) for _ in range(NUM_OUTPUTS))
         self.iou_pred = TokenMlp(dim, dim, NUM_OUTPUTS)
-        self.sem_pred = TokenMlp(dim, config.sem_hidden_dim, config.sem_embed_dim)
+        self.sem_pred = (
+            TokenMlp(dim, config.sem_hidden_dim, config.sem_embed_dim) if config.semantic else None
+        )
         self.mask_bias = nn.Parameter(torch.zeros(())) if config.mask_bias else None
         self.activation_checkpointing = False
 
@@ -293,9 +297,8 @@ class ImageDecoder(nn.Module):
         image, fine = image[:, : self.dim], image[:, self.dim :]
         grid_hw = image.shape[-2:]
         # Semantic tokens first, then IoU, then masks: the official order.
-        learned = torch.cat(
-            [self.sem_tokens.weight, self.iou_token.weight, self.mask_tokens.weight]
-        )
+        parts = [t.weight for t in (self.sem_tokens, self.iou_token, self.mask_tokens) if t]
+        learned = torch.cat(parts)
         tokens = torch.cat([learned.expand(batch, count, -1, -1), prompts], dim=2)
         seen = None if attended is None else F.pad(attended, (len(learned), 0), value=True)
         cells = image.flatten(2).transpose(1, 2).unsqueeze(1)
@@ -303,9 +306,9 @@ class ImageDecoder(nn.Module):
         tokens, cells = self.transformer(
             tokens, cells, image_pos.flatten(0, 1), seen, recompute=recompute
         )
-        sem_tokens, iou_token, mask_tokens, _ = tokens.split(
-            [NUM_OUTPUTS, 1, NUM_OUTPUTS, prompts.shape[2]], dim=2
-        )
+        answers, _ = tokens.split([len(learned), prompts.shape[2]], dim=2)
+        *first, iou_token, mask_tokens = answers.split([len(part) for part in parts], dim=2)
+        sem_tokens = first[0] if first else torch.zeros_like(mask_tokens)
         if masks:
             logits = run_block(self._masks, mask_tokens, cells, fine, recompute=recompute)
             mask_logits = cells_to_pixels(logits, grid_hw)
@@ -316,7 +319,11 @@ class ImageDecoder(nn.Module):
             iou_pred=self.iou_pred(iou_token.squeeze(2)),
             mask_tokens=mask_tokens,
             sem_tokens=sem_tokens,
-            sem_embeds=self.sem_pred(sem_tokens),
+            sem_embeds=(
+                self.sem_pred(sem_tokens)
+                if self.sem_pred
+                else mask_tokens.new_zeros(batch, count, NUM_OUTPUTS, self.sem_embed_dim)
+            ),
         )
 
     def _masks(self, mask_tokens: Tensor, cells: Tensor, fine: Tensor) -> Tensor:

@@ -114,7 +114,8 @@ class Objective(nn.Module):
         by_source: report the losses of each data source, too: "vg/caption".
 
     Raises:
-        ConfigError: the model's semantic embedding is not as wide as the teacher's.
+        ConfigError: the model's semantic embedding is not as wide as the teacher's, or there is
+            none to learn concepts with.
     """
 
     def __init__(
@@ -128,7 +129,12 @@ class Objective(nn.Module):
     ) -> None:
         super().__init__()
         width = model.config.decoder.sem_embed_dim
-        if space is not None and width != space.embed_dim:
+        if losses.concept and not model.config.decoder.semantic:
+            raise ConfigError(
+                "a decoder without semantic tokens predicts no concepts: --set loss.concept=0"
+            )
+        learned = losses.concept or losses.auxiliary
+        if space is not None and learned and width != space.embed_dim:
             raise ConfigError(
                 f"model.decoder.sem_embed_dim is {width}, the store's teacher has embeddings of "
                 f"{space.embed_dim}; --set model.decoder.sem_embed_dim={space.embed_dim}"

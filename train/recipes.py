@@ -54,6 +54,28 @@ def vit_l_stage1() -> TrainConfig:
     return _stage1("vit_l_stage1", "tap-l", 180_000)
 
 
+def _sam(base: TrainConfig, name: str) -> TrainConfig:
+    """The papers' baseline "SAM (our impl.)": L_seg alone, five learned tokens instead of nine.
+
+    TAP paper, tables 1 and 5; data, schedule, prompts and encoder are those of the same size's
+    pre-training. The text decoder stays at random and frozen.
+    """
+    decoder = replace(base.model.decoder, semantic=False)
+    model = replace(_with_text(base.model, prompt="mask"), decoder=decoder)
+    loss = replace(base.loss, concept=0.0, auxiliary=0.0, pooled_regions=0)
+    return replace(base, recipe=name, model=model, loss=loss)
+
+
+def vit_b_sam() -> TrainConfig:
+    """SAM-B as the TAP papers train it for comparison: masks alone."""
+    return _sam(vit_b_stage1(), "vit_b_sam")
+
+
+def vit_l_sam() -> TrainConfig:
+    """SAM-L as the TAP papers train it for comparison: masks alone."""
+    return _sam(vit_l_stage1(), "vit_l_sam")
+
+
 def _stage2(base: TrainConfig, name: str, steps: int) -> TrainConfig:
     """Pre-training on CaptionSA-400M: --set init.weights=STAGE1 --set stream.mixture=PLAN.
 
@@ -206,6 +228,11 @@ def sample_tune() -> TrainConfig:
     )
 
 
+def sample_sam() -> TrainConfig:
+    """The tiny model without concepts, at 256 px: what predicting concepts costs the masks."""
+    return _sam(sample(), "sample_sam")
+
+
 def smoke() -> TrainConfig:
     """Forty steps of the tiny model at 128 px: shows in a minute that everything fits together."""
     base = sample()
@@ -251,6 +278,8 @@ RECIPES: Mapping[str, Callable[[], TrainConfig]] = {
     for recipe in (
         vit_b_stage1,
         vit_l_stage1,
+        vit_b_sam,
+        vit_l_sam,
         vit_b_stage2,
         vit_l_stage2,
         vit_b_caption,
@@ -258,6 +287,7 @@ RECIPES: Mapping[str, Callable[[], TrainConfig]] = {
         sample,
         sample_start,
         sample_clicks,
+        sample_sam,
         sample_tune,
         sample_stage2,
         sample_caption,

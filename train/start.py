@@ -147,6 +147,8 @@ def tokenizer_of(config: TrainConfig, checkpoint: Path | None) -> TextTokenizer 
 
 def concept_table_of(config: TrainConfig, space: ConceptSpace | None) -> ConceptTable | None:
     """The concept table that goes with the model: what it learns, or what it was started with."""
+    if not config.model.decoder.semantic:
+        return None
     learned = "embedding" in config.loss.columns or "concept_ids" in config.loss.columns
     if not learned and config.init.weights:
         file = model_folder(Path(config.init.weights)) / CONCEPTS_FILE

@@ -8,14 +8,17 @@ import torch
 
 from tap_engine.model.image_decoder import RegionOutput
 from tap_engine.model.prompt_encoder import Label
+from tap_engine.model.tap import TapModel
+from tap_engine.schemas.errors import ConfigError
 from tap_engine.train.concepts import CONCEPT_LOSSES, ConceptSpace
 from tap_engine.train.data.examples import Batch
 from tap_engine.train.objective import LossConfig, Objective
 from tap_engine.train.optim import OptimConfig
 from tap_engine.train.prompts import PromptBatch, PromptConfig
+from tap_engine.train.recipes import recipe
 from tap_engine.train.run import freeze
 from tap_engine.train.terms import count, groups
-from tests.model.small import small_model
+from tests.model.small import small_config, small_model
 
 POINT, BOX = [int(Label.FOREGROUND), int(Label.PADDING)], [2, 3]
 
@@ -268,3 +271,30 @@ def test_what_trains_gets_a_gradient(losses):
     unasked = [n for n, p in made.named_parameters() if not p.requires_grad and p.grad is not None]
     assert unasked == []
     assert any(p.requires_grad for p in made.model.image_encoder.parameters())
+
+
+def test_sam_has_five_tokens_and_learns_masks_alone():
+    config = recipe("sample_sam")
+    assert not config.model.decoder.semantic and config.loss.columns == ()
+    tiny = small_config()
+    decoder, text = replace(tiny.decoder, semantic=False), replace(tiny.text, prompt="mask")
+    small = replace(tiny, decoder=decoder, text=text)
+    model = TapModel(small)
+    names = dict(model.named_parameters())
+    assert not any("sem_" in name for name in names)
+    tokens = []
+    model.image_decoder.transformer.register_forward_pre_hook(
+        lambda _, a: tokens.append(a[0].shape)
+    )
+    made = Objective(model, made_space(), config.loss, PromptConfig())
+    freeze(made, OptimConfig(rate_factors={}))
+    batch = made_batch()
+    loss, figures = made(batch, count([batch]), 999)
+    loss.backward()
+    assert [shape[2] for shape in tokens] == [5 + 2, 5 + 10]
+    assert set(figures) >= {"focal", "dice", "iou"} and "concept" not in figures
+    assert all(p.grad is not None for p in made.parameters() if p.requires_grad)
+    with pytest.raises(ConfigError, match=r"loss\.concept=0"):
+        Objective(model, made_space(), LossConfig(), PromptConfig())
+    with pytest.raises(ConfigError, match=r"text\.prompt=mask"):
+        replace(small, text=replace(small.text, prompt="semantic"))

@@ -16,14 +16,14 @@ def test_recipes_that_go_on_from_weights_say_which_setting_gives_them(name):
     if config.init.weights or config.init.trunk:
         check_start(config)
         return
-    setting = "init.mae=" if name.endswith("stage1") else "init.weights="
+    setting = "init.mae=" if name.endswith(("stage1", "_sam")) else "init.weights="
     with pytest.raises(ConfigError, match=setting) as found:
         check_start(config)
     assert "--set init.random=true" in str(found.value) and name in str(found.value)
     check_start(with_overrides(config, ["init.weights=there"]))
     check_start(with_overrides(config, ["init.random=true"]))
     mae = with_overrides(config, ["init.mae=there"])
-    if name.endswith("stage1"):
+    if name.endswith(("stage1", "_sam")):
         check_start(mae)
     else:
         with pytest.raises(ConfigError):
@@ -34,7 +34,7 @@ def test_a_run_refuses_before_it_reads_a_store(tmp_path):
     config = with_overrides(recipe("sample_caption"), ["stream.stores=nowhere"])
     with pytest.raises(ConfigError, match=r"init\.weights="):
         open_run(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_the_shipped_trunk_is_found_from_python(tmp_path, monkeypatch):
