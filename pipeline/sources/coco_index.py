@@ -16,7 +16,7 @@ from tap_engine.pipeline.sources.coco import (
     look_up,
 )
 from tap_engine.pipeline.sources.folder import Folder, Names, parent
-from tap_engine.pipeline.sources.json_items import JsonItems, index_json
+from tap_engine.pipeline.sources.json_items import JsonItems
 from tap_engine.schemas.errors import SourceError
 from tap_engine.schemas.rejects import Reason
 
@@ -35,7 +35,7 @@ def find_coco(folder: Folder, files: list[str], masks: frozenset[str] = frozense
     Raises:
         SourceError: a file is no json, or has no masks and no boxes; or no photo is found.
     """
-    opened = [index_json(f"{folder.uri}/{name}") for name in files]
+    opened = [folder.index_json(name) for name in files]
     kinds = [kind_of(items) for items in opened]
     said = []
     chosen = []

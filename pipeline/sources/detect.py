@@ -17,7 +17,7 @@ from tap_engine.pipeline.sources.annotated import Found
 from tap_engine.pipeline.sources.coco_index import find_coco
 from tap_engine.pipeline.sources.filesystem import absolute_uri
 from tap_engine.pipeline.sources.folder import ARCHIVES, Folder, stem
-from tap_engine.pipeline.sources.json_items import JsonItems, index_json
+from tap_engine.pipeline.sources.json_items import JsonItems
 from tap_engine.pipeline.sources.label_maps import are_label_maps, find_label_maps
 from tap_engine.pipeline.sources.labelme import find_labelme
 from tap_engine.pipeline.sources.mask_files import split_pictures
@@ -218,7 +218,7 @@ def _find(folder: Folder, wanted: str, listing: Listing) -> Found:
 def _sniff(folder: Folder, name: str, listing: Listing) -> str:
     """What a json is."""
     try:
-        items = index_json(f"{folder.uri}/{name}")
+        items = folder.index_json(name)
     except SourceError as error:
         listing.errors.append(str(error).removeprefix(f"{folder.uri}/"))
         return "broken"
@@ -323,7 +323,7 @@ def _wanted_names(folder: Folder) -> str:
     """The first photos that a COCO-style json asks for."""
     for name in folder.with_suffix(".json"):
         try:
-            items = index_json(f"{folder.uri}/{name}")
+            items = folder.index_json(name)
         except SourceError:
             continue
         if kind_of_json(items) == "coco":

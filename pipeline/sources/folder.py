@@ -16,6 +16,7 @@ import pyarrow as pa
 from pyarrow import fs
 
 from tap_engine.pipeline.sources.filesystem import absolute_uri, base_name
+from tap_engine.pipeline.sources.json_items import JsonItems, index_json
 from tap_engine.schemas.errors import SourceError
 from tap_engine.schemas.filesystem import open_filesystem
 from tap_engine.schemas.keys import MAX_SOURCE_ID
@@ -54,6 +55,8 @@ PHOTO_SUFFIXES = frozenset(
 
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar", ".bz2", ".xz", ".zst")
 
+_LARGE_JSON = 1 << 20
+
 _STRAY_FOLDERS = frozenset({"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "__pycache__"})
 _STRAY_ENDINGS = ("~", ".part", ".crdownload", ".tmp", ".cache")
 
@@ -73,9 +76,10 @@ class Folder:
         self.uri = absolute_uri(uri).rstrip("/") or "/"
         self.only = frozenset(only)
         self.stray = 0
+        self._indexed: dict[str, JsonItems] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {"uri": self.uri, "only": self.only, "stray": self.stray}
+        return {"uri": self.uri, "only": self.only, "stray": self.stray, "_indexed": {}}
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -122,6 +126,19 @@ class Folder:
                 return file.read()
         except (OSError, pa.ArrowException) as error:
             raise SourceError(f"{self.uri}/{name}: cannot be read: {error}") from error
+
+    def index_json(self, name: str) -> JsonItems:
+        """Where the rows of a json lie; a large one is passed over once.
+
+        Raises:
+            SourceError: it is no json.
+        """
+        if name not in self._indexed:
+            found = index_json(f"{self.uri}/{name}")
+            if self.sizes.get(name, 0) < _LARGE_JSON:
+                return found
+            self._indexed[name] = found
+        return self._indexed[name]
 
     def head(self, name: str, size: int) -> bytes:
         """The first bytes of a file; see `read`."""

@@ -134,7 +134,7 @@ def find_labelme(folder: Folder, files: list[str], others: list[str]) -> Found:
 def _other(folder: Folder, name: str) -> Problem:
     """A json that is no labelme file: damaged, which loses its photo's shapes, or of other use."""
     try:
-        index_json(f"{folder.uri}/{name}")
+        folder.index_json(name)
     except SourceError as error:
         text = str(error).removeprefix(f"{folder.uri}/")
         return Problem("", text, Reason.JSON_MALFORMED, name)

@@ -18,7 +18,6 @@ from tap_engine.pipeline.sources.annotated import (
 )
 from tap_engine.pipeline.sources.coco import id_key
 from tap_engine.pipeline.sources.folder import Folder, Names, parent, stem
-from tap_engine.pipeline.sources.json_items import index_json
 from tap_engine.pipeline.sources.mask_files import read_colours, split_pictures
 from tap_engine.schemas.errors import SourceError
 from tap_engine.schemas.rejects import Reason
@@ -75,7 +74,7 @@ def find_panoptic(folder: Folder, files: list[str]) -> Found:
     problems = []
     digests = []
     for file in files:
-        items = index_json(f"{folder.uri}/{file}")
+        items = folder.index_json(file)
         digests.append(items.digest)
         for _, row in items.rows(items.frame.get("categories")):
             if isinstance(row, dict) and (key := id_key(row.get("id"))) is not None:
