@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 
 from tap_engine.pipeline.key_index import rows_of_keys
-from tap_engine.pipeline.query import concept_names, resolve_concepts
+from tap_engine.pipeline.query import concept_names, resolve_filter
 from tap_engine.pipeline.store import Store
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.tables import REGIONS
@@ -42,7 +42,7 @@ def nearest_regions(
     names = concept_names(store)
     wanted = f"key != {key}"
     if filter_:
-        wanted += f" AND ({resolve_concepts(filter_, names)})"
+        wanted += f" AND ({resolve_filter(store, filter_, names)})"
     columns = ["key", "image_id", "region_id", *(["concept_ids"] if named else [])]
     try:
         found = dataset.to_table(

@@ -1,12 +1,13 @@
 """Queries of regions: names of concepts for people become ids for Lance.
 
-A filter is Lance's SQL (DataFusion) over the columns of `regions`, plus two words of ours:
+A filter is Lance's SQL (DataFusion) over the columns of `regions`, plus three words of ours:
     concept = 'dog', concept != 'dog', concept IN ('dog', 'cat')    the most probable concept
     has_concept('dog')                                              among the stored top K
+    file_name = 'a.jpg', file_name LIKE 'train/%', IN (...)         of the region's image
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ import pyarrow as pa
 
 from tap_engine.pipeline.store import Store
 from tap_engine.schemas.errors import ConfigError, SchemaError
-from tap_engine.schemas.tables import CONCEPTS, REGIONS
+from tap_engine.schemas.tables import CONCEPTS, IMAGES, REGIONS
 
 DEFAULT_COLUMNS = (
     "key",
@@ -22,11 +23,17 @@ DEFAULT_COLUMNS = (
     "region_id",
     "area",
     "bbox_xywh",
+    "label",
     "concept",
     "concept_entropy",
 )
 _NAMED = ("concept", "concepts")
 """Columns of ours: the top concept's name, and `name probability` of the stored ones."""
+
+_FILE_NAME = "file_name"
+"""A column of `images` that queries over regions know as well."""
+
+_MOST_FILES = 100_000
 
 _LITERAL = r"'(?:[^']|'')*'"
 _WORDS = re.compile(
@@ -35,6 +42,8 @@ _WORDS = re.compile(
     | \bconcept\s+(?P<membership>(?:NOT\s+)?IN)
         \s*\(\s*(?P<several>{_LITERAL}(?:\s*,\s*{_LITERAL})*)\s*\)
     | \bhas_concept\s*\(\s*(?P<has>{_LITERAL})\s*\)
+    | (?P<files>\bfile_name\s*(?:=|!=|<>|(?:\bNOT\s+)?\bLIKE\b)\s*{_LITERAL}
+        | \bfile_name\s+(?:NOT\s+)?IN\s*\(\s*{_LITERAL}(?:\s*,\s*{_LITERAL})*\s*\))
     | {_LITERAL} | "[^"]*"
     """,
     re.IGNORECASE | re.VERBOSE,
@@ -48,7 +57,8 @@ class Query:
 
     Attributes:
         filter: Lance SQL with the words above; None for all rows.
-        columns: stored columns and `concept`, `concepts`; None for what a person wants to see.
+        columns: stored columns, `concept`, `concepts` and `file_name`; None for what a person
+            wants to see.
         limit: rows at most; 0 for all.
     """
 
@@ -67,28 +77,31 @@ def run_query(store: Store, query: Query) -> Iterator[pa.RecordBatch]:
     names = concept_names(store)
     has_concepts = "concept_ids" in dataset.schema.names
     columns = query.columns or _default_columns(dataset.schema.names)
-    unknown = [c for c in columns if c not in dataset.schema.names and c not in _NAMED]
+    ours = (*_NAMED, _FILE_NAME)
+    unknown = [c for c in columns if c not in dataset.schema.names and c not in ours]
     if unknown:
         raise ConfigError(
-            f"no column {unknown[0]!r}; there are {', '.join((*dataset.schema.names, *_NAMED))}"
+            f"no column {unknown[0]!r}; there are {', '.join((*dataset.schema.names, *ours))}"
         )
     if not has_concepts and any(c in _NAMED for c in columns):
         raise ConfigError("this store keeps no concepts (--concepts none); `tap-data reproject`")
     stored = [c for c in columns if c in dataset.schema.names]
     needed = [c for c in ("concept_ids", "concept_probs") if any(n in _NAMED for n in columns)]
+    needed += ["image_id"] * (_FILE_NAME in columns)
     try:
         scanner = dataset.scanner(
             columns=list(dict.fromkeys([*stored, *needed])),
-            filter=resolve_concepts(query.filter, names) if query.filter else None,
+            filter=resolve_filter(store, query.filter, names) if query.filter else None,
             limit=query.limit or None,
         )
         empty = pa.Table.from_batches([], scanner.projected_schema)
         some = False
         for batch in scanner.to_batches():
             some = True
-            yield _with_names(batch, columns, names)
+            yield _with_names(store, batch, columns, names)
         if not some:
             yield _with_names(
+                store,
                 pa.record_batch([c.combine_chunks() for c in empty.columns], schema=empty.schema),
                 columns,
                 names,
@@ -108,8 +121,28 @@ def concept_names(store: Store) -> list[str]:
     return store.open(CONCEPTS).to_table(columns=["name"]).column("name").to_pylist()
 
 
-def resolve_concepts(filter_: str, names: Sequence[str]) -> str:
-    """The filter with concept names turned into ids.
+def resolve_filter(store: Store, filter_: str, names: Sequence[str]) -> str:
+    """The filter in Lance's own words; see `resolve_concepts`."""
+    images = store.open(IMAGES)
+
+    def of_files(condition: str) -> list[int]:
+        found = images.to_table(columns=["image_id"], filter=condition, limit=_MOST_FILES + 1)
+        if len(found) > _MOST_FILES:
+            raise ConfigError(f"{condition} fits more than {_MOST_FILES:,} images; narrow it down")
+        return found.column("image_id").to_pylist()
+
+    return resolve_concepts(filter_, names, of_files)
+
+
+def resolve_concepts(
+    filter_: str, names: Sequence[str], of_files: Callable[[str], list[int]] = lambda _: []
+) -> str:
+    """The filter with names of concepts and files turned into ids.
+
+    Args:
+        filter_: with our words.
+        names: of concepts, in id order.
+        of_files: ids of the images that a condition on `file_name` fits.
 
     Raises:
         ConfigError: a name that is not in the vocabulary.
@@ -132,16 +165,22 @@ def resolve_concepts(filter_: str, names: Sequence[str]) -> str:
             return f"concept_ids[1] {match['membership']} ({numbers})"
         if match["has"]:
             return f"array_has(concept_ids, arrow_cast({number(match['has'])}, 'UInt16'))"
+        if match["files"]:
+            ids_of_images = ", ".join(map(str, of_files(match["files"])))
+            return f"image_id IN ({ids_of_images or -1})"
         return match[0]
 
     return _WORDS.sub(resolved, filter_)
 
 
 def _with_names(
-    batch: pa.RecordBatch, columns: Sequence[str], names: Sequence[str]
+    store: Store, batch: pa.RecordBatch, columns: Sequence[str], names: Sequence[str]
 ) -> pa.RecordBatch:
     arrays = []
     for column in columns:
+        if column == _FILE_NAME:
+            arrays.append(_file_names(store, batch.column("image_id")))
+            continue
         if column not in _NAMED:
             arrays.append(batch.column(column))
             continue
@@ -165,3 +204,15 @@ def _with_names(
                 )
             )
     return pa.record_batch(arrays, names=list(columns))
+
+
+def _file_names(store: Store, image_ids: pa.Array) -> pa.Array:
+    distinct = image_ids.unique().to_pylist()
+    if not distinct:
+        return pa.array([], pa.string())
+    table = store.open(IMAGES).to_table(
+        columns=["image_id", _FILE_NAME], filter=f"image_id IN ({', '.join(map(str, distinct))})"
+    )
+    pairs = zip(table["image_id"].to_pylist(), table[_FILE_NAME].to_pylist(), strict=True)
+    known = dict(pairs)
+    return pa.array([known.get(number) for number in image_ids.to_pylist()], pa.string())

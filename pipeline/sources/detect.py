@@ -306,6 +306,8 @@ def _name_the_rest(folder: Folder, listing: Listing, wanted: str, found: Found) 
             found.said.append(f"not read: {error}")
     if rest:
         found.said.append(f"not read: {', '.join(rest[:10])}" + " ..." * (len(rest) > 10))
+    if folder.unreadable:
+        found.said.append(f"{folder.unreadable:,} files whose names are no UTF-8 are not read")
     if folder.stray:
         found.said.append(f"{folder.stray:,} hidden files and leftovers of systems passed over")
 

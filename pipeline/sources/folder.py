@@ -75,11 +75,11 @@ class Folder:
     def __init__(self, uri: str, only: Iterable[str] = ()) -> None:
         self.uri = absolute_uri(uri).rstrip("/") or "/"
         self.only = frozenset(only)
-        self.stray = 0
+        self.stray = self.unreadable = 0
         self._indexed: dict[str, JsonItems] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        return {"uri": self.uri, "only": self.only, "stray": self.stray, "_indexed": {}}
+        return {**vars(Folder(self.uri, self.only)), "uri": self.uri}
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -93,7 +93,11 @@ class Folder:
         for info in infos:
             if info.type != fs.FileType.File:
                 continue
-            name = info.path[len(path.rstrip("/")) + 1 :]
+            try:
+                name = info.path[len(path.rstrip("/")) + 1 :]
+            except UnicodeDecodeError:
+                self.unreadable += 1
+                continue
             if _is_stray(name):
                 self.stray += 1
             elif not self.only or name in self.only or suffix(name) in PHOTO_SUFFIXES:

@@ -31,6 +31,9 @@ from tap_engine.schemas.rejects import Reason
 _MOST_VALUES = 4096
 """A map of more values than this is a photo, or was blurred."""
 
+_MOST_COLOURS = 256
+"""Without a table of colours, a map of more is a photo."""
+
 _CITYSCAPES_OTHERS = ("labelids", "labeltrainids", "color", "polygons")
 _PER_CLASS = 1000
 
@@ -66,6 +69,11 @@ class LabelMapReader:
         else:
             pixels = read_ids(data)
             if pixels.ndim == 3:
+                colours = len(np.unique(pixels.reshape(-1, 3), axis=0))
+                if colours > _MOST_COLOURS:
+                    raise SchemaError(
+                        f"{name}: {colours:,} colours and no table of them: a photo, or blurred"
+                    )
                 pixels = pixels @ np.array([1, 256, 65_536])
             self._ids(entry.name, name, pixels, sheet)
         return sheet

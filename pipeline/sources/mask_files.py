@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from tap_engine.pipeline.sources.folder import Folder, parent, stem
+from tap_engine.pipeline.sources.folder import Folder, parent, stem, suffix
 from tap_engine.pipeline.sources.photo import MAX_PHOTO_PX
 from tap_engine.schemas.errors import SchemaError
 
@@ -71,7 +71,8 @@ _MASK_ENDING = re.compile(
     r"(.+?)[ ._-](masks?|segs?|segmentation|labels?|matte|gt|labelids|instanceids)([ ._-]?\d+)?$",
     re.I,
 )
-_MASK_FORMS = (".png", ".bmp", ".tif", ".tiff", ".gif", ".webp", ".jpg", ".jpeg")
+_MOST_BETWEEN = 0.3
+"""Share of half-bright pixels from which on a picture is no mask with soft edges."""
 
 
 def split_pictures(folder: Folder) -> tuple[list[str], list[str]]:
@@ -79,10 +80,13 @@ def split_pictures(folder: Folder) -> tuple[list[str], list[str]]:
 
     The innermost folder with a telling name decides: `images`, `photos` and the like against
     `masks`, `labels`, `SegmentationClass` and the like. Beside its photo a mask is called
-    NAME_mask, or lies in a folder of the photo's name.
+    NAME_mask, is a PNG of the same name beside a JPEG, or lies in a folder of the photo's name.
     """
     names = {(parent(name), stem(name)) for name in folder.pictures}
     bases = {base for _, base in names}
+    jpegs = {
+        (parent(name), stem(name)) for name in folder.pictures if suffix(name) in (".jpg", ".jpeg")
+    }
     listed = {parent(name) for name in folder.sizes if name.endswith("metadata.csv")}
     photos: list[str] = []
     masks: list[str] = []
@@ -91,9 +95,10 @@ def split_pictures(folder: Folder) -> tuple[list[str], list[str]]:
         if word == "":
             ending = _MASK_ENDING.match(stem(name))
             beside = ending is not None and (parent(name), ending[1]) in names
+            pair = suffix(name) == ".png" and (parent(name), stem(name)) in jpegs
             inner = parent(name).rsplit("/", 1)[-1]
             numbered = bool(inner) and inner in bases and re.fullmatch(r"\d+", stem(name))
-            word = "mask" if beside or numbered or parent(name) in listed else "photo"
+            word = "mask" if pair or beside or numbered or parent(name) in listed else "photo"
         (masks if word == "mask" else photos).append(name)
     return (photos, masks) if photos else (masks, [])
 
@@ -194,6 +199,11 @@ def read_mask(data: bytes) -> npt.NDArray[np.bool_]:
     brightest = pixels.max(initial=0)
     if brightest <= 0:
         return np.zeros(pixels.shape, bool)
+    between = float(((pixels > 0.15 * brightest) & (pixels < 0.85 * brightest)).mean())
+    if between > _MOST_BETWEEN:
+        raise SchemaError(
+            f"no mask but a photo or a map: {between:.0%} of its pixels are neither dark nor bright"
+        )
     return pixels >= brightest / 2
 
 

@@ -2,10 +2,12 @@
 
 import sys
 
+import pyarrow as pa
 import pytest
 
 from tap_engine.pipeline.build import build
 from tap_engine.pipeline.config import BuildConfig, WorkerConfig
+from tap_engine.pipeline.query import Query, run_query
 from tap_engine.pipeline.sources.detect import find_annotations, open_folder
 from tap_engine.pipeline.sources.photo_folder import PhotoFolderSource
 from tap_engine.pipeline.store import Store
@@ -64,6 +66,9 @@ def test_photos_with_annotations_become_a_valid_labelled_store(
     )
     kites = store.open(REGIONS).to_table(columns=["key"], filter="label = 'red kite'")
     assert len(kites) == 6
+    query = Query(filter="file_name LIKE '%cat 1.png'", columns=["file_name", "label", "concept"])
+    rows = pa.Table.from_batches(run_query(store, query)).to_pylist()
+    assert [(r["file_name"], r["label"]) for r in rows] == [(photos[1], "boat")] * 2
     names = store.open("concepts").to_table(columns=["name"]).column("name").to_pylist()
     assert names == ["red kite", "boat"]
     details = store.open(REJECTS).to_table().column("detail").to_pylist()

@@ -30,6 +30,28 @@ def test_names_become_ids(written: str, lance: str) -> None:
     assert resolve_concepts(written, NAMES) == lance
 
 
+@pytest.mark.parametrize(
+    ("written", "asked"),
+    [
+        ("file_name = 'a.jpg'", "file_name = 'a.jpg'"),
+        ("area > 9 AND File_Name LIKE 'train/%'", "File_Name LIKE 'train/%'"),
+        ("file_name NOT IN ('a', 'b''c') OR area = 1", "file_name NOT IN ('a', 'b''c')"),
+    ],
+)
+def test_file_names_become_image_ids(written: str, asked: str) -> None:
+    seen = []
+
+    def of_files(condition: str) -> list[int]:
+        seen.append(condition)
+        return [7, 9]
+
+    expected = written.replace(asked, "image_id IN (7, 9)")
+    assert resolve_concepts(written, NAMES, of_files) == expected and seen == [asked]
+    assert "image_id IN (-1)" in resolve_concepts(written, NAMES)
+    untouched = "caption = 'file_name = ''a'' '"
+    assert resolve_concepts(untouched, NAMES, of_files) == untouched
+
+
 def test_an_unknown_name_is_answered_with_close_ones() -> None:
     with pytest.raises(ConfigError, match=r"no concept 'nest' among 3; close ones: bird's nest"):
         resolve_concepts("concept = 'nest'", NAMES)

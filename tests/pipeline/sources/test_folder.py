@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from tap_engine.pipeline.sources.folder import Folder, Names, image_number
@@ -52,8 +54,11 @@ def test_leftovers_of_systems_are_passed_over(tmp_path) -> None:
     for name in ("a.png", "._a.png", "__MACOSX/a.png", ".git/x.png", "a.png.part", "b/c.JPG"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
+    with open(os.fsencode(tmp_path) + b"/\xff.png", "wb"):
+        pass
     folder = Folder(str(tmp_path))
-    assert (list(folder.sizes), folder.stray) == (["a.png", "b/c.JPG"], 4)
+    assert list(folder.sizes) == ["a.png", "b/c.JPG"]
+    assert (folder.stray, folder.unreadable) == (4, 1)
 
 
 def test_numbers_follow_the_path_alone_and_fit_the_key() -> None:

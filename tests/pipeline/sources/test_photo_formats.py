@@ -221,6 +221,18 @@ def test_masks_in_folders_of_labels_and_of_photos(tmp_path) -> None:
     assert [region.predicted_iou for region in regions] == [0.5, *[None] * 10, 0.7]
 
 
+def test_a_mask_beside_its_photo_and_a_photo_among_masks(tmp_path) -> None:
+    put(tmp_path / "a.jpg", encoded(pixels(), "JPEG"))
+    put(tmp_path / "a.png", white(A))
+    put(tmp_path / "b.jpg", encoded(pixels(), "JPEG"))
+    put(tmp_path / "b_mask.png", white(B))
+    grey = np.random.default_rng(0).integers(0, 255, (HEIGHT, WIDTH), dtype=np.uint8)
+    put(tmp_path / "b_mask_2.png", encoded(grey))
+    found = read(tmp_path)
+    assert found.of("a.jpg") == [(None, 120)] and found.of("b.jpg") == [(None, 63)]
+    assert len(found.lost) == 1 and "neither dark nor bright" in found.lost[0]
+
+
 def label_map(tmp_path, values, table=None, data=None):
     put(tmp_path / "images/a.png", encoded(pixels()))
     put(tmp_path / "labels/a.png", encoded(values) if data is None else data)
