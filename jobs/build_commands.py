@@ -45,7 +45,10 @@ def register(app: typer.Typer) -> None:
 def build_semantic(
     sources: Annotated[
         list[str],
-        typer.Argument(help="SA-1B tars, folders of tars or of sa_N.jpg; or own photos' folder."),
+        typer.Argument(
+            help="The images: SA-1B tars, folders of tars or of sa_N.jpg, or the folder "
+            "of your own photos."
+        ),
     ],
     out: OutOption,
     recipe: Annotated[

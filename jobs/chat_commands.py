@@ -81,16 +81,22 @@ def register(app: typer.Typer) -> None:
 
 def chat(
     image: Annotated[str, typer.Argument(help="The picture to talk about.")],
-    model: Annotated[str, typer.Option(help="Folder of a chat model (chat.safetensors).")],
+    model: Annotated[
+        str, typer.Option(help="The folder of the chat model, with chat.safetensors.")
+    ],
     ask: Annotated[
-        str | None, typer.Option(help="One question; without it, questions are read line by line.")
+        str | None, typer.Option(help="One question; without it questions are read line by line.")
     ] = None,
     language_model: Annotated[
         str | None,
-        typer.Option(help="Folder of the language model, if it is not under its own name."),
+        typer.Option(
+            help="The folder of the language model, if it is not found under its own name."
+        ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 128,
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    max_new_tokens: Annotated[
+        int, typer.Option(help="The length of the longest answer, in tokens.")
+    ] = 128,
+    device: Annotated[str, typer.Option(help="The device: cpu or cuda.")] = "cpu",
     download: Annotated[
         bool, typer.Option("--download", help="Allow fetching the language model.")
     ] = False,
@@ -138,7 +144,9 @@ def register_training(app: typer.Typer) -> None:
 
 
 def score_answers(
-    benchmark: Annotated[str, typer.Argument(help="vqa-v2, textvqa, gqa, mmbench or seed-bench.")],
+    benchmark: Annotated[
+        str, typer.Argument(help="The benchmark: vqa-v2, textvqa, gqa, mmbench or seed-bench.")
+    ],
     questions: Annotated[
         Path, typer.Argument(help="The benchmark's own file; with people's answers, where it has.")
     ],
@@ -151,7 +159,7 @@ def score_answers(
     details: Annotated[
         bool, typer.Option("--details", help="Print single questions as well.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print json.")] = False,
 ) -> None:
     """Score answers to questions about images by the benchmark's official rules, in percent.
 
@@ -182,19 +190,27 @@ def train(
     recipe: Annotated[
         str,
         typer.Option(
-            help="chat_caption, chat_instruct, sample_chat_caption or sample_chat_instruct."
+            help="The settings to start from: chat_caption, chat_instruct, "
+            "sample_chat_caption or sample_chat_instruct."
         ),
     ],
     conversations: Annotated[
-        list[str], typer.Option(help="Store of `tap-data import-conversations`; repeatable.")
+        list[str],
+        typer.Option(help="A store that `tap-data import-conversations` wrote; repeatable."),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the run.")],
+    out: Annotated[Path, typer.Option(help="The folder of the run.")],
     images: Annotated[
         list[str] | None,
-        typer.Option(help="Folder or store of images, one per --conversations, in their order."),
+        typer.Option(
+            help="The folder or store of images, one per --conversations, in their order."
+        ),
     ] = None,
     resume: Annotated[
-        str, typer.Option(help="auto: go on if there is a checkpoint; never; or a checkpoint.")
+        str,
+        typer.Option(
+            help="'auto' continues from the newest checkpoint, 'never' refuses to; or a "
+            "checkpoint folder."
+        ),
     ] = "auto",
     set_: Annotated[
         list[str] | None,

@@ -42,7 +42,8 @@ def evaluate(
     task: Annotated[
         list[str] | None,
         typer.Option(
-            help=f"{', '.join(task_names())}; repeatable, all that data and model allow by default."
+            help=f"The evaluation: {', '.join(task_names())}; repeatable. By default all that "
+            "data and model allow."
         ),
     ] = None,
     images: Annotated[
@@ -68,7 +69,10 @@ def evaluate(
     ] = None,
     references: Annotated[
         str,
-        typer.Option(help="One question per: region; sentence of a refs pickle; box of a store."),
+        typer.Option(
+            help="What is one question: a 'region', a 'sentence' of a refs pickle, or a "
+            "'box' of a store."
+        ),
     ] = "region",
     concepts: Annotated[
         str | None, typer.Option(help="A concepts.safetensors with the data's class names.")
@@ -107,7 +111,7 @@ def evaluate(
     ] = "",
     as_json: Annotated[bool, typer.Option("--json", help="Print json instead of a table.")] = False,
 ) -> None:
-    """Predict with the papers' protocols, then score.
+    """Let a model answer the papers' evaluations, then score its answers.
 
     The same command again continues where it stopped. Under torchrun, ranks share the images.
     """
@@ -208,14 +212,13 @@ def score(
     protocol: Annotated[
         str,
         typer.Option(
-            help="coco-segm, coco-bbox, lvis-segm, lvis-bbox, or the name of another task."
+            help="The protocol: coco-segm, coco-bbox, lvis-segm, lvis-bbox, or another task's name."
         ),
     ],
     truth: Annotated[
         str,
         typer.Option(
-            help="COCO, LVIS or GRiT json; also what `eval --data` takes: sample, refs(umd).p, a "
-            "store."
+            help="The ground truth: a COCO, LVIS or GRiT json, 'sample', a refs(umd).p, or a store."
         ),
     ],
     predictions: Annotated[
@@ -253,7 +256,10 @@ def score(
     ] = None,
     references: Annotated[
         str,
-        typer.Option(help="One question per: region; sentence of a refs pickle; box of a store."),
+        typer.Option(
+            help="What is one question: a 'region', a 'sentence' of a refs pickle, or a "
+            "'box' of a store."
+        ),
     ] = "region",
     truth_table: Annotated[
         str | None, typer.Option(help="The truth table of a sample store.")
@@ -269,9 +275,9 @@ def score(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print json instead of a table.")] = False,
 ) -> None:
-    """Score a prediction file, anybody's, with the official metrics.
+    """Score a prediction file, from whatever program, with the official metrics.
 
-    Needs no model. Published rows of the same test stand beside the result.
+    This needs no model. Published scores of the same test stand beside the result.
     """
     with command_errors():
         from tap_engine.train.evaluation import score_files
@@ -318,7 +324,7 @@ def report(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print json instead of a table.")] = False,
 ) -> None:
-    """Scores side by side, and beside the published ones; unlike tests are refused."""
+    """Print scores in one table with the published ones; scores of different tests are refused."""
     with command_errors():
         from tap_engine.train.evaluation.report import load_scores
 

@@ -44,7 +44,11 @@ PretrainedOption = Annotated[
     typer.Option(help="The model's weights: a tag, a file, or 'none' for random weights."),
 ]
 VocabularyOption = Annotated[
-    str | None, typer.Option(help="merged-2560, a file of names, or source: own labels.")
+    str | None,
+    typer.Option(
+        help="The concept names: merged-2560, a file of names, or 'source' for the "
+        "labels of your photos."
+    ),
 ]
 LimitOption = Annotated[
     int | None, typer.Option(help="Build at most this many images in all; 0 builds everything.")

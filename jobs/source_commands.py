@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from tap_engine.pipeline.sources.records import Source
 
 SOURCE_HELP = (
-    "sa1b or sample: SA-1B's layout. auto: find out what the folder is. coco, panoptic, labelme, "
-    "sam-json, yolo, masks, label-maps, ade20k: own photos in that format. MODULE:CLASS: your own."
+    "The form of the images. sa1b or sample: SA-1B's layout. auto: found out from the folder. "
+    "coco, panoptic, labelme, sam-json, yolo, masks, label-maps, ade20k: your own photos in that "
+    "format. "
+    "MODULE:CLASS: a source of your own."
 )
-PHOTOS_HELP = "Own photos that are PNG or WebP: as-is, or jpeg to store JPEGs only."
+PHOTOS_HELP = "How your photos are stored that are PNG or WebP: as-is, or as jpeg."
 
 _SHOWN = 50
 """Problems of one kind that are listed; `--all` lists the rest."""
@@ -104,12 +106,12 @@ def source_vocabulary(source: "Source") -> Any:
 
 
 def check_source(
-    paths: Annotated[list[str], typer.Argument(help="Folder of photos and annotations.")],
+    paths: Annotated[list[str], typer.Argument(help="The folder of photos and annotations.")],
     source: Annotated[str, typer.Option(help=SOURCE_HELP)] = "auto",
     show_all: Annotated[
         bool, typer.Option("--all", help=f"List more than {_SHOWN} problems of one kind.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For machines: all of them.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all problems as json.")] = False,
 ) -> None:
     """Read a source as a build would, write nothing, list every problem with file and line.
 

@@ -1,6 +1,6 @@
 """Which class a number or a colour of a label map is: tables as people and tools write them.
 
-    0 background / kite, one a line         classes.txt, with or without numbers
+    0 background / kite, one per line       classes.txt, with or without numbers
     id,name / name,r,g,b                    csv or tsv with a head
     {"0": "background"}, {"kite": [r,g,b]}  json, either way round, also under "colors"
     kite:128,0,0::                          labelmap.txt of CVAT

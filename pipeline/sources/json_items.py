@@ -5,7 +5,7 @@ outermost object (`images`, `annotations`, ...). What lies between the items, th
 and is parsed as it stands, so damage anywhere is found and named with its line. Rows are parsed
 one by one when they are needed. json's own module reads them: it keeps integers of any length.
 
-Cost: about a second for 300 MB on one core, 20 bytes a row.
+Cost: about a second for 300 MB on one core, 20 bytes per row.
 """
 
 import codecs

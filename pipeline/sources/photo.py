@@ -189,7 +189,7 @@ def _rgb(image: Image.Image, notes: list[str]) -> Image.Image:
         if values.min() < 0 or values.max() > 65_535:
             raise SchemaError(f"pixels of {values.min()}..{values.max()}: more than 16 bits")
         dark = "; nearly black, as fewer bits are used" if 0 < values.max() < 8192 else ""
-        notes.append(f"16 bits a pixel, divided by 257{dark}")
+        notes.append(f"16 bits per pixel, divided by 257{dark}")
         grey = (values / 257).round().astype(np.uint8)
         return Image.fromarray(grey).convert("RGB")
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
