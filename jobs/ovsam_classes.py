@@ -1,5 +1,6 @@
 """What of Open-Vocabulary SAM needs CLIP's text tower, or the whole CLIP on cut-out pictures."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ def make_class_file(
     download: bool,
     names: Path | None,
     truth: Path | None,
+    annotations: Path | None,
     base: Path | None,
     base_share: float,
     seed: int,
@@ -34,14 +36,20 @@ def make_class_file(
     Raises:
         ConfigError: no names, or a split that cannot be.
     """
-    if (names is None) == (truth is None):
-        raise ConfigError("give --names or --truth: one of them says which classes there are")
+    if sum(given is not None for given in (names, truth, annotations)) != 1:
+        raise ConfigError(
+            "give one of --names, --truth and --annotations: it says which classes there are"
+        )
     if not 0 <= base_share < 1:
         raise ConfigError(f"--base-share must be in 0..1, got {base_share}")
     if truth is not None:
         table = read_truth(truth, ("kind", "concept"))
         pairs = zip(table["kind"].to_pylist(), table["concept"].to_pylist(), strict=True)
         listed = sorted({concept for kind, concept in pairs if kind == OBJECT})
+        texts = [synonyms(name) for name in listed]
+    elif annotations is not None:
+        categories = json.loads(annotations.read_text("utf-8"))["categories"]
+        listed = [str(category["name"]) for category in categories]
         texts = [synonyms(name) for name in listed]
     else:
         assert names is not None

@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
     app.command("ovsam-run", rich_help_panel=TRAIN)(run)
     app.command("ovsam-recipes", rich_help_panel=TRAIN)(recipes)
     app.command("ovsam-classes", rich_help_panel=TRAIN)(classes)
+    app.command("ovsam-eval", rich_help_panel=EVALUATE)(interactive)
     app.command("ovsam-distilled", rich_help_panel=EVALUATE)(distilled)
     app.command("ovsam-sample", rich_help_panel=EVALUATE)(sample)
 
@@ -97,6 +98,9 @@ def classes(
     truth: Annotated[
         Path | None, typer.Option(help="Or the truth table of a sample world: its objects.")
     ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Or an annotation file in COCO's or LVIS's form.")
+    ] = None,
     base: Annotated[
         Path | None, typer.Option(help="Text file with the names of the base classes.")
     ] = None,
@@ -122,6 +126,7 @@ def classes(
             download=download,
             names=names,
             truth=truth,
+            annotations=annotations,
             base=base,
             base_share=base_share,
             seed=seed,
@@ -131,6 +136,52 @@ def classes(
         f"{out}: {len(kinds):,} classes of {table.prototypes.shape[1]} prototypes, "
         f"{kinds.count(1):,} base, {kinds.count(2):,} novel, fingerprint {table.fingerprint}"
     )
+
+
+def interactive(
+    model: Annotated[Path, typer.Argument(help="Run or checkpoint of stage 2.")],
+    annotations: Annotated[Path, typer.Option(help="Annotations in COCO's or LVIS's form.")],
+    images: Annotated[Path, typer.Option(help="Folder of the pictures.")],
+    out: Annotated[Path, typer.Option(help="Folder of answers and report; goes on there.")],
+    split: Annotated[str, typer.Option(help="coco: 48 base, 17 novel; lvis: 866, 337.")] = "coco",
+    prompt: Annotated[str, typer.Option(help="box, or point: the centre of each mask.")] = "box",
+    leak: Annotated[
+        bool,
+        typer.Option(
+            "--leak-ground-truth-boxes",
+            help="Read regions from true boxes for points too, as the paper's Table 1 does.",
+        ),
+    ] = False,
+    table: Annotated[
+        Path | None, typer.Option("--classes", help="Class table; the model's own by default.")
+    ] = None,
+    limit: Annotated[int, typer.Option(help="Only the first so many pictures; 0 for all.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
+) -> None:
+    """IoU and accuracy of base and novel classes, prompts from ground truth."""
+    with command_errors():
+        from tap_engine.model.ovsam.classes import ClassTable
+        from tap_engine.model.ovsam.predictor import OpenVocabularySam
+        from tap_engine.train.checkpoint import model_folder
+        from tap_engine.train.ovsam.interactive_run import InteractiveRequest, evaluate_interactive
+
+        request = InteractiveRequest(
+            annotations=annotations,
+            images=images,
+            out=out,
+            split=split,
+            prompt=prompt,
+            leak=leak,
+            limit=limit,
+        )
+        predictor = OpenVocabularySam.from_pretrained(model_folder(model), device=device)
+        if table is not None:
+            predictor.set_concepts(ClassTable.load(table))
+        report = evaluate_interactive(predictor, request, typer.echo)
+    if leak:
+        typer.echo("regions were read from ground-truth boxes: comparable with the paper alone")
+    for name, value in report["figures"].items():
+        typer.echo(f"{name:12} {value:.3f}")
 
 
 def distilled(

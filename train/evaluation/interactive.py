@@ -5,14 +5,16 @@ instance is the prompt; IoU_b and IoU_n are means over the instances of base and
 Acc is the share of instances that get their class.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from tap_engine.schemas.errors import ConfigError
+from tap_engine.schemas import rle
+from tap_engine.schemas.errors import ConfigError, SchemaError
 
 Mask = npt.NDArray[np.uint8] | npt.NDArray[np.bool_]
 
@@ -66,19 +68,58 @@ class InteractiveScore:
 
         Returns:
             "instances", "others" (in neither split: in IoU and Acc all the same), "IoU", "IoU_b",
-            "IoU_n" in 0..1, "Acc", "Acc_b", "Acc_n" in percent; NaN where there is no instance.
+            "IoU_n" in 0..1, "Acc", "Acc_b", "Acc_n" in percent; "IoU_listed" and "Acc_listed" are
+            of base and novel instances together. NaN where there is no instance.
         """
         groups: dict[str, Sequence[tuple[int, int, float]]] = {
             "": self._rows,
+            "_listed": [row for row in self._rows if row[0] in self.base | self.novel],
             "_b": [row for row in self._rows if row[0] in self.base],
             "_n": [row for row in self._rows if row[0] in self.novel],
         }
-        others = len(self._rows) - len(groups["_b"]) - len(groups["_n"])
+        others = len(self._rows) - len(groups["_listed"])
         found = {"instances": float(len(self._rows)), "others": float(others)}
         for name, rows in groups.items():
             found[f"IoU{name}"] = _mean(iou for _, _, iou in rows)
             found[f"Acc{name}"] = 100 * _mean(float(a == b) for a, b, _ in rows)
         return found
+
+
+def score_answers(
+    truth: Mapping[str, Any],
+    answers: Mapping[str, Any],
+    base: frozenset[int],
+    novel: frozenset[int],
+) -> InteractiveScore:
+    """Scores masks and class scores that any model gave.
+
+    Args:
+        truth: a COCO-style annotation file; masks as run lengths or polygons.
+        answers: "score_category_ids" [C] and "predictions": a row for each instance with its
+            "annotation_id", "segmentation" (run lengths at the picture's size) and "scores" [C].
+        base: category ids.
+        novel: category ids. Only classes of the two lists can be an answer; instances of others
+            are in "others" and in no figure that names a list.
+
+    Raises:
+        SchemaError: an instance has no answer, or a mask is of another size than its picture.
+    """
+    ids = np.asarray(answers["score_category_ids"])
+    allowed = np.array([int(i) in base | novel for i in ids])
+    given = {int(row["annotation_id"]): row for row in answers["predictions"]}
+    sizes = {image["id"]: (image["height"], image["width"]) for image in truth["images"]}
+    score = InteractiveScore(base, novel)
+    for instance in truth["annotations"]:
+        row = given.get(int(instance["id"]))
+        if row is None:
+            raise SchemaError(f"annotation {instance['id']} has no answer")
+        size = sizes[instance["image_id"]]
+        wanted = rle.decode(rle.from_coco(instance["segmentation"], size), size)
+        found = rle.decode(rle.from_coco(row["segmentation"], size), size)
+        scores = np.where(allowed, np.asarray(row["scores"], np.float64), -np.inf)
+        answer = int(ids[int(scores.argmax())])
+        score.add(int(instance["category_id"]), answer, mask_iou(found, wanted))
+    return score
 
 
 def _mean(values: Iterable[float]) -> float:
