@@ -61,12 +61,14 @@ def ray_session(address: str | None, cpus: int | None, wheel: str | None) -> Ite
     except ConnectionError as error:
         raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
     # Ray has set its own, which aborts. A stop by Slurm or Kubernetes is one by Ctrl-C.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _stop)
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, _stop) if main else None
     try:
         yield
     finally:
         ray.shutdown()
+        if main:
+            signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 class Stopped(KeyboardInterrupt):

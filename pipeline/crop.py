@@ -28,6 +28,10 @@ _SCAN = 0xDA
 _KERNELS = {"bicubic": resample.BICUBIC, "bilinear": resample.BILINEAR}
 
 
+_MAX_SCANS = 100
+"""The limit of libjpeg-turbo's own fuzzers."""
+
+
 def decode_image(jpeg: bytes) -> ImageRgb:
     """[H, W, 3] uint8 RGB of a JPEG, in its stored orientation (masks are drawn on that).
 
@@ -41,6 +45,10 @@ def decode_image(jpeg: bytes) -> ImageRgb:
     height, width, channels, scan = _read_header(jpeg)
     if height * width > MAX_IMAGE_PX:
         raise SchemaError(f"JPEG of {width} x {height} px is above the limit of {MAX_IMAGE_PX} px")
+    # The bytes of a start of scan cannot stand inside one. Each scan goes over all pixels, so some
+    # kB of empty ones keep a decoder busy for minutes.
+    if (scans := jpeg.count(b"\xff\xda")) > _MAX_SCANS:
+        raise SchemaError(f"JPEG has {scans} scans, more than {_MAX_SCANS}; files have 1 to 10")
     # Decoders fill a cut file with grey; in a scan 0xFF is escaped, so this can only be the end.
     if jpeg.find(b"\xff\xd9", scan) < 0:
         raise SchemaError(f"JPEG is cut short: no end marker in its {len(jpeg)} bytes")

@@ -9,7 +9,7 @@ import pyarrow as pa
 from tap_engine.pipeline.key_index import rows_of_keys
 from tap_engine.pipeline.query import concept_names, resolve_filter
 from tap_engine.pipeline.store import Store
-from tap_engine.schemas.errors import ConfigError
+from tap_engine.schemas.errors import ConfigError, StoreError
 from tap_engine.schemas.tables import REGIONS
 
 
@@ -37,6 +37,8 @@ def nearest_regions(
     if top < 1:
         raise ConfigError(f"--top must be at least 1, got {top}")
     dataset = store.open(REGIONS)
+    if "embedding" not in dataset.schema.names:
+        raise ConfigError(f"{store.uri} has no embeddings: it was built without a teacher")
     own = rows_of_keys(dataset, [key], ["embedding"])
     named = "concept_ids" in dataset.schema.names
     names = concept_names(store)
@@ -57,6 +59,10 @@ def nearest_regions(
             },
         )
     except (ValueError, OSError) as error:
+        if not filter_:
+            raise StoreError(
+                f"{dataset.uri} cannot be read, ask `tap-data verify`: {str(error)[:300]}"
+            ) from error
         raise ConfigError(f"filter {filter_!r}: {str(error)[:400]}") from error
     distance = found["_distance"].to_numpy()
     answer = {name: found[name].combine_chunks() for name in ("key", "image_id", "region_id")}

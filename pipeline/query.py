@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from tap_engine.pipeline.store import Store
-from tap_engine.schemas.errors import ConfigError, SchemaError
+from tap_engine.schemas.errors import ConfigError, SchemaError, StoreError
 from tap_engine.schemas.tables import CONCEPTS, IMAGES, REGIONS
 
 DEFAULT_COLUMNS = (
@@ -107,6 +107,10 @@ def run_query(store: Store, query: Query) -> Iterator[pa.RecordBatch]:
                 names,
             )
     except (ValueError, OSError) as error:
+        if not query.filter:
+            raise StoreError(
+                f"{dataset.uri} cannot be read, ask `tap-data verify`: {str(error)[:300]}"
+            ) from error
         raise ConfigError(f"filter {query.filter!r}: {str(error)[:400]}") from error
 
 

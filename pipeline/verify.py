@@ -6,7 +6,8 @@ concept columns, provenance of all tables, freshness of the indices.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import lance
 import numpy as np
@@ -14,11 +15,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from tap_engine.pipeline.store import Store, blob_bytes, scan
-from tap_engine.schemas import tables
+from tap_engine.schemas import rle, tables
 from tap_engine.schemas.errors import SchemaError
 from tap_engine.schemas.keys import split_key
 from tap_engine.schemas.rejects import Reason, Stage
 from tap_engine.schemas.store_settings import StoreSettings
+
+Result = TypeVar("Result")
 
 _NORM_TOLERANCE = 2e-3
 """A unit vector of float16 values: rounding moves the norm by at most 2^-11 of it."""
@@ -73,17 +76,50 @@ def verify(
     )
     say("schemas and provenance")
     top_k = _check_schemas(store, images, regions, rejects, concepts, report)
+
+    # A file that is damaged is found and named; what does not need its table is checked as well.
     say("images")
-    image_ids, counts = _check_images(images, report)
-    say(f"{regions.count_rows():,} regions")
-    _check_regions(regions, image_ids, counts, top_k, concepts.count_rows(), report)
+    found = _read(report, tables.IMAGES, lambda: _check_images(images, report), images)
+    if found is not None:
+        say(f"{regions.count_rows():,} regions")
+        size = concepts.count_rows()
+        check = partial(_check_regions, regions, *found, top_k, size, report)
+        _read(report, tables.REGIONS, check, regions)
     if "split" in regions.schema.names:
         say("captions")
-        _check_captions(images, regions, report)
-    _check_rejects(rejects, report)
-    _check_indices(regions, images, report)
-    _check_jpegs(images, jpeg_sample, report)
+        _read(report, "captions", lambda: _check_captions(images, regions, report))
+    _read(report, tables.REJECTS, lambda: _check_rejects(rejects, report), rejects)
+    _read(report, "indices", lambda: _check_indices(regions, images, report))
+    _read(report, "image files", lambda: _check_jpegs(images, jpeg_sample, report))
     return report
+
+
+def _read(
+    report: VerifyReport,
+    what: str,
+    check: Callable[[], Result],
+    dataset: lance.LanceDataset | None = None,
+) -> Result | None:
+    try:
+        return check()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        words = (str(error).strip().splitlines() or [repr(error)])[0]
+        files = _damaged_files(dataset) if dataset is not None else []
+        named = f"{', '.join(files[:3])}: " if files else ""
+        report.add(f"{what} can be read", f"{named}damaged or gone: {words[:300]}")
+        return None
+
+
+def _damaged_files(dataset: lance.LanceDataset) -> list[str]:
+    """Data files of fragments that cannot be read."""
+    found = []
+    for fragment in dataset.get_fragments():
+        try:
+            for _ in fragment.to_batches(columns=dataset.schema.names[:1]):
+                pass
+        except (OSError, ValueError, pa.ArrowException):
+            found += [f"data/{file.path}" for file in fragment.metadata.files]
+    return found
 
 
 def _check_schemas(
@@ -130,7 +166,8 @@ def _check_schemas(
 
 def _check_images(
     images: lance.LanceDataset, report: VerifyReport
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Ids in order, and their region counts and sizes [N, 2] (height, width)."""
     columns = ["image_id", "unit", "region_count", "width", "height"]
     table = images.to_table(columns=columns)
     ids, units, counts, width, height = (table.column(name).to_numpy() for name in columns)
@@ -144,20 +181,21 @@ def _check_images(
     small = int(((width < 1) | (height < 1)).sum())
     report.add("image sizes are positive", f"{small} are not" if small else None)
     report.add("rows of a unit lie together in images", _scattered(units))
-    return ids, counts
+    return ids, counts, np.stack([height, width], -1)[order].astype(np.int64)
 
 
 def _check_regions(
     regions: lance.LanceDataset,
     image_ids: npt.NDArray[np.int64],
     counts: npt.NDArray[np.int64],
+    sizes_hw: npt.NDArray[np.int64],
     top_k: int,
     vocabulary: int,
     report: VerifyReport,
 ) -> None:
     # Keys are kept for one image at a time only; whole images lie together (checked below).
     found = np.zeros(len(image_ids), np.int64)
-    unknown = disordered = wrong_image = bad_norm = not_finite = bad_concepts = 0
+    unknown = disordered = wrong_image = bad_norm = not_finite = bad_concepts = bad_shape = 0
     example: dict[str, int] = {}
     units: list[npt.NDArray[np.int64]] = []
     last_key = last_image = -1
@@ -176,6 +214,11 @@ def _check_regions(
             unknown += int((~known).sum())
             example.setdefault("unknown", int(key[~known][0]))
         np.add.at(found, place[known], 1)
+        if known.any():
+            wrong = _bad_shapes(batch.filter(pa.array(known)), sizes_hw[place[known]])
+            if wrong.any():
+                bad_shape += int(wrong.sum())
+                example.setdefault("shape", int(key[known][wrong][0]))
         previous_key = np.concatenate([[last_key], key[:-1]])
         previous_image = np.concatenate([[last_image], image[:-1]])
         same = image == previous_image
@@ -203,6 +246,7 @@ def _check_regions(
         report.add(name, f"{number:,} {text}{tail}" if number else None)
 
     count("region keys belong to their image", wrong_image, "do not")
+    count("masks fit their image, areas and boxes their masks", bad_shape, "do not", "shape")
     count("every region's image is in images", unknown, "regions without image", "unknown")
     count(
         "region keys are unique and ascending within an image", disordered, "are not", "disordered"
@@ -254,11 +298,34 @@ def _check_captions(
 
 
 def _region_batches(regions: lance.LanceDataset, top_k: int) -> Iterator[pa.RecordBatch]:
-    columns = ["key", "image_id", "unit"]
+    columns = ["key", "image_id", "unit", "rle", "bbox_xywh", "area"]
     columns += [name for name in ("embedding",) if name in regions.schema.names]
     if top_k:
         columns += ["concept_ids", "concept_probs", "concept_entropy"]
     return scan(regions, columns)
+
+
+def _bad_shapes(batch: pa.RecordBatch, sizes_hw: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Which rows have a mask that is none of their image's size, or an area or box of another.
+
+    A region without a mask is a box: on the image, of the area that it says.
+    """
+    boxes = _matrix(batch.column("bbox_xywh")).astype(np.float64)
+    areas = batch.column("area").to_numpy().astype(np.int64)
+    counts = batch.column("rle")
+    masked = counts.is_valid().to_numpy(zero_copy_only=False)
+    bad = np.ones(len(areas), bool)
+    filled = counts.fill_null(b"")
+    _, places, content = filled.buffers()
+    offsets = np.frombuffer(places, "<i4")[filled.offset : filled.offset + len(filled) + 1]
+    data = np.frombuffer(content, np.uint8) if content is not None else np.empty(0, np.uint8)
+    found, tight = rle.measure(data, offsets, sizes_hw)
+    bad[masked] = ((found != areas) | (found <= 0) | (tight != boxes).any(1))[masked]
+    right, bottom = boxes[:, 0] + boxes[:, 2], boxes[:, 1] + boxes[:, 3]
+    inside = (boxes[:, :2] >= 0).all(1) & (boxes[:, 2:] > 0).all(1)
+    inside &= (right <= sizes_hw[:, 1] + 0.5) & (bottom <= sizes_hw[:, 0] + 0.5) & (areas > 0)
+    bad[~masked] = ~inside[~masked]
+    return bad
 
 
 def _bad_concepts(batch: pa.RecordBatch, vocabulary: int) -> int:

@@ -105,6 +105,25 @@ def bbox_xywh(mask_runs: Runs, size_hw: SizeHw) -> tuple[int, int, int, int]:
     return int(left), int(top), int(right - left), int(bottom - top)
 
 
+def measure(
+    data: npt.NDArray[np.uint8], offsets: npt.NDArray[np.integer], sizes_hw: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Areas and tight boxes of many masks at once.
+
+    Args:
+        data: [B] compressed counts, one mask after the other.
+        offsets: [N + 1] where each begins in `data`.
+        sizes_hw: [N, 2] px.
+
+    Returns:
+        [N] areas, px^2, -1 where the counts are no mask of the size; [N, 4] boxes xywh, px.
+    """
+    areas = np.full(len(sizes_hw), -1, np.int64)
+    boxes = np.zeros((len(sizes_hw), 4), np.int64)
+    _measure(data, offsets.astype(np.int64), sizes_hw, areas, boxes)
+    return areas, boxes
+
+
 def encode(mask: npt.NDArray[np.generic]) -> bytes:
     """Compressed counts of a [H, W] mask; non-zero is inside."""
     encoded = coco_mask.encode(np.asfortranarray(np.asarray(mask) != 0, dtype=np.uint8))
@@ -316,3 +335,19 @@ def _bounds(runs_, height):  # type: ignore[no-untyped-def]
     if right == 0:
         return np.int64(0), np.int64(0), np.int64(0), np.int64(0)
     return left, top, right, bottom
+
+
+@numba.njit(cache=True, nogil=True)
+def _measure(data, offsets, sizes_hw, areas, boxes):  # type: ignore[no-untyped-def]
+    for row in range(sizes_hw.shape[0]):
+        height, width = sizes_hw[row, 0], sizes_hw[row, 1]
+        text = data[offsets[row] : offsets[row + 1]]
+        found = np.empty(text.size, np.int64)
+        count, total = _parse(text, found)
+        if count < 0 or total != height * width:
+            continue
+        inside = found[:count]
+        areas[row] = inside[1::2].sum()
+        left, top, right, bottom = _bounds(inside, height)
+        boxes[row, 0], boxes[row, 1] = left, top
+        boxes[row, 2], boxes[row, 3] = right - left, bottom - top

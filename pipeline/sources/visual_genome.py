@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-import ijson
 import numpy as np
 import pyarrow as pa
 
 from tap_engine.pipeline.sources.captions import RULES_VERSION, CleaningCounts
 from tap_engine.pipeline.sources.filesystem import Unreadable, absolute_uri, list_folder, read_small
+from tap_engine.pipeline.sources.json_items import index_json
 from tap_engine.pipeline.sources.records import ImageRecord, RegionRecord, Shard, Unit
 from tap_engine.pipeline.sources.visual_genome_stage import (
     Staged,
@@ -282,19 +282,18 @@ def read_sizes(uri: str) -> dict[int, tuple[int, int]]:
         SourceError: no such file, or no json.
         SchemaError: another layout.
     """
-    filesystem, path = open_filesystem(uri)
     sizes: dict[int, tuple[int, int]] = {}
-    try:
-        with filesystem.open_input_stream(path) as file:
-            for row in ijson.items(file, "item", use_float=True):
-                number = row["image_id"] if "image_id" in row else row["id"]
-                sizes[int(number)] = int(row["width"]), int(row["height"])
-    except (OSError, ijson.JSONError, UnicodeDecodeError) as error:
-        raise SourceError(f"{uri}: cannot be read as json: {error}") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise SchemaError(
-            f"{uri}: expected a list of {{image_id, width, height}}: {error!r} in {row!r:.200}"
-        ) from error
+    items = index_json(uri)
+    for place, row in items.rows(items.frame):
+        try:
+            number = values.integer(row["image_id"] if "image_id" in row else row["id"])
+            sizes[number] = values.integer(row["width"], 32), values.integer(row["height"], 32)
+        except (KeyError, TypeError, ValueError) as error:
+            raise SchemaError(
+                f"{items.place(place)}: expected a list of {{image_id, width, height}}: {error!r}"
+            ) from error
+    if not sizes:
+        raise SchemaError(f"{uri}: expected a list of {{image_id, width, height}}, found no image")
     return sizes
 
 

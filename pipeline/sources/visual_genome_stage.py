@@ -9,20 +9,18 @@ store's `_index` folder once there is a store. A cache like index_cache.py: made
 gone. Memory holds one batch and a row an image.
 """
 
-import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ijson
 import pyarrow as pa
 from pyarrow import fs
 
 from tap_engine.pipeline.sources.captions import RULES_VERSION, CleaningCounts
 from tap_engine.pipeline.sources.filesystem import base_name
+from tap_engine.pipeline.sources.json_items import index_json
 from tap_engine.schemas.errors import SchemaError, SourceError
 from tap_engine.schemas.filesystem import open_filesystem
 from tap_engine.schemas.keys import MAX_SOURCE_ID
@@ -167,29 +165,28 @@ def _write(uri: str, regions_uri: str, images_uri: str, say: Say) -> None:
     target.create_dir(regions_path.rsplit("/", 1)[0])
     counts = CleaningCounts()
     images: list[tuple[int | None, int, int, int, str | None]] = []
-    with filesystem.open_input_stream(path) as source:
-        digesting = _Digesting(source)
-        progress = Progress(int(size_mb), unit="MB read", say=say)
-        with (
-            replacing_in(target, regions_path) as partial,
-            target.open_output_stream(partial) as sink,
-            pa.ipc.new_file(sink, STAGED_REGIONS) as writer,
-        ):
-            batches = 0
-            rows: list[tuple[Any, ...]] = []
-            for entry in _entries(digesting, uri):
-                number, regions, problem = _image(entry)
-                images.append((number, batches, len(rows), len(regions), problem))
-                rows += [_region(region, number, counts) for region in regions]
-                if len(rows) >= _BATCH_ROWS:
-                    writer.write_batch(_batch(rows))
-                    batches, rows = batches + 1, []
-                done_mb = digesting.read_bytes // 1_000_000
-                progress.update(done_mb, f"{len(images):,} images, {counts.phrases:,} regions")
-            writer.write_batch(_batch(rows))
-            if not images:
-                raise SchemaError(f"{uri}: expected a list of {{id, regions}}, found no image")
-    content = json.dumps({"digest": digesting.hexdigest(), "counts": counts.to_json()})
+    items = index_json(uri)
+    progress = Progress(int(size_mb), unit="MB read", say=say)
+    with (
+        replacing_in(target, regions_path) as partial,
+        target.open_output_stream(partial) as sink,
+        pa.ipc.new_file(sink, STAGED_REGIONS) as writer,
+    ):
+        batches = 0
+        rows: list[tuple[Any, ...]] = []
+        for row, entry in items.rows(items.frame):
+            number, regions, problem = _image(entry)
+            images.append((number, batches, len(rows), len(regions), problem))
+            rows += [_region(region, number, counts) for region in regions]
+            if len(rows) >= _BATCH_ROWS:
+                writer.write_batch(_batch(rows))
+                batches, rows = batches + 1, []
+            done_mb = int(items.ends[row]) // 1_000_000
+            progress.update(done_mb, f"{len(images):,} images, {counts.phrases:,} regions")
+        writer.write_batch(_batch(rows))
+        if not images:
+            raise SchemaError(f"{uri}: expected a list of {{id, regions}}, found no image")
+    content = json.dumps({"digest": items.digest, "counts": counts.to_json()})
     table = pa.table([list(c) for c in zip(*images, strict=True)], schema=STAGED_IMAGES)
     table = table.replace_schema_metadata({_METADATA: content})
     with (
@@ -198,31 +195,6 @@ def _write(uri: str, regions_uri: str, images_uri: str, say: Say) -> None:
         pa.ipc.new_file(sink, table.schema) as writer,
     ):
         writer.write_table(table)
-
-
-class _Digesting:
-    """A stream that is hashed while it is read."""
-
-    def __init__(self, stream: pa.NativeFile) -> None:
-        self._stream = stream
-        self._digest = hashlib.blake2b(digest_size=8)
-        self.read_bytes = 0
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
-        self._digest.update(data)
-        self.read_bytes += len(data)
-        return data
-
-    def hexdigest(self) -> str:
-        return self._digest.hexdigest()
-
-
-def _entries(stream: _Digesting, uri: str) -> Iterator[Any]:
-    try:
-        yield from ijson.items(stream, "item", use_float=True, buf_size=_READ_BYTES)
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise SourceError(f"{uri}: not readable as json: {error}") from error
 
 
 def _image(entry: Any) -> tuple[int | None, list[Any], str | None]:
@@ -234,7 +206,8 @@ def _image(entry: Any) -> tuple[int | None, list[Any], str | None]:
         if type(number) is not int or not 0 <= number <= MAX_SOURCE_ID:
             raise TypeError(f"`id` is {number!r:.50}")
     except (KeyError, TypeError) as error:
-        return None, [], f"entry {entry!r:.80}: {type(error).__name__}: {error}"
+        found = "no json" if entry is None else f"{json.dumps(entry)[:80]}"
+        return None, [], f"entry {found}: {type(error).__name__}: {error}"
     return number, regions, None
 
 

@@ -22,5 +22,5 @@ def test_a_build_from_a_folder_with_colliding_names(tmp_path, tiny_clip, few_con
         cwd=tmp_path,
     )
     assert "built 2 images and 10 regions" in done.stdout
-    assert "20 checks" not in tap_data("inspect", "store", cwd=tmp_path).stdout
+    assert "21 checks" not in tap_data("inspect", "store", cwd=tmp_path).stdout
     tap_data("verify", "store", cwd=tmp_path)

@@ -56,7 +56,7 @@ def test_a_build_from_s3_to_s3_equals_a_local_one(s3, tmp_path, tiny_clip, few_c
     assert "built 4 images and 20 regions" in first.stdout
     second = tap_data(*build, **env)
     assert "built 3 images and 15 regions" in second.stdout
-    assert "20 checks passed, 0 failed" in tap_data("verify", "s3://bucket/store", **env).stdout
+    assert "21 checks passed, 0 failed" in tap_data("verify", "s3://bucket/store", **env).stdout
     tap_data("build-semantic", tmp_path, "--out", tmp_path / "store", *common)
     options = {key.lower(): value for key, value in env.items()} | {
         "aws_endpoint": env["AWS_ENDPOINT_URL"]

@@ -47,7 +47,7 @@ def store(scenes: Path, ray_local) -> Path:
 
 
 def test_the_store_names_what_the_scenes_show(store: Path, scenes: Path) -> None:
-    assert "20 checks passed, 0 failed" in run("verify", store)
+    assert "21 checks passed, 0 failed" in run("verify", store)
     found = json.loads(
         run("sample-accuracy", store, "--truth", scenes / "truth", "--at-least", 0.75, "--json")
     )

@@ -27,7 +27,7 @@ def run(*arguments: object, code: int = 0):
 
 
 def test_verify_says_it_with_its_exit_code(built_store, tmp_path) -> None:
-    assert "20 checks passed, 0 failed" in run("verify", built_store).stdout
+    assert "21 checks passed, 0 failed" in run("verify", built_store).stdout
     copy = shutil.copytree(built_store, tmp_path / "store")
     Store(str(copy)).open(IMAGES).delete("image_id = 1")
     assert "BAD  every region's image is in images" in run("verify", copy, code=4).stdout

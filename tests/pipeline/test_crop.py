@@ -369,3 +369,14 @@ def test_changed_vector_code_never_meets_old_machine_code(tmp_path) -> None:
     assert not load()
     (package / "simd.py").write_text((package / "simd.py").read_text() + "# changed\n")
     assert "pipeline/simd.py has changed" in load()
+
+
+def test_a_jpeg_of_a_thousand_scans_is_refused_at_once() -> None:
+    file = io.BytesIO()
+    Image.new("L", (600, 600)).save(file, "JPEG", progressive=True)
+    jpeg = file.getvalue()
+    assert decode_image(jpeg).shape == (600, 600, 3)
+    last = jpeg.rindex(b"\xff\xda")
+    bomb = jpeg[:-2] + jpeg[last:-2] * 1000 + b"\xff\xd9"
+    with pytest.raises(SchemaError, match="scans, more than 100"):
+        decode_image(bomb)

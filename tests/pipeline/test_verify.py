@@ -2,6 +2,7 @@ import re
 import shutil
 from collections.abc import Callable
 from datetime import timedelta
+from pathlib import Path
 
 import lance
 import numpy as np
@@ -33,7 +34,7 @@ def problems(store: Store) -> str:
 def test_a_good_store_passes_every_check(store) -> None:
     report = verify(store)
     assert report.ok, report.problems
-    assert len(report.checks) == 20
+    assert len(report.checks) == 21
 
 
 def test_rows_written_twice_are_found(store) -> None:
@@ -241,3 +242,22 @@ def test_the_breaks_cover_every_check(store) -> None:
 
     checks = {name(line) for line in verify(store).checks}
     assert {name(expected) for _, expected in BREAKS.values()} == checks and len(checks) == 20
+
+
+def test_zeros_in_place_of_masks_are_found(store) -> None:
+    """As an interrupted copy leaves them: the trainer needs masks, boxes and areas most."""
+    regions = store.open(REGIONS)
+    for change in ({"rle": "cast('' as binary)"}, {"area": "0"}):
+        broken = regions.update(change, where="image_id = 3")
+        assert broken["num_rows_updated"] == 5
+        found = problems(store)
+        assert "masks fit their image, areas and boxes their masks: 5 do not" in found
+        assert f"such as key {region_key(3, 0)}" in found
+
+
+def test_a_file_that_is_cut_off_is_named_and_the_rest_is_checked(store) -> None:
+    (file,) = Path(store.table_uri(REGIONS), "data").iterdir()
+    file.write_bytes(file.read_bytes()[:3000])
+    report = verify(store)
+    assert any(f"regions can be read: data/{file.name}" in line for line in report.problems)
+    assert any("image ids are unique" in line for line in report.checks)

@@ -139,3 +139,14 @@ def test_what_is_no_mask_never_reaches_the_library(form) -> None:
 def test_a_polygon_may_reach_a_little_beyond_the_image() -> None:
     beyond = [[-5.0, -5.0, -5.0, 20.0, 20.0, 20.0, 20.0, -5.0]]
     assert rle.area(rle.runs(rle.from_coco(beyond, (5, 6)), (5, 6))) == 30
+
+
+def test_many_masks_are_measured_as_one_by_one() -> None:
+    masks = [random_mask(seed) for seed in range(40)]
+    counts = [rle.encode(mask) for mask in masks] + [b"", b"04", b"\0" * 5]
+    sizes = np.array([mask.shape for mask in masks] + [(5, 5)] * 3, np.int64)
+    offsets = np.cumsum([0, *map(len, counts)])
+    areas, boxes = rle.measure(np.frombuffer(b"".join(counts), np.uint8), offsets, sizes)
+    assert areas.tolist() == [int(mask.sum()) for mask in masks] + [-1] * 3
+    for row, mask in enumerate(masks):
+        assert tuple(boxes[row]) == rle.bbox_xywh(rle.runs(counts[row], mask.shape), mask.shape)
