@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -30,12 +31,14 @@ class EncoderReport:
     Attributes:
         matched: encoder parameters that were set.
         resized: (from, to) cells along a side of the position table, if it was resized.
+        patch: (from, to) px of the patch filter, if it was resized.
         fresh: encoder parameters the file has no counterpart of; they keep their own start.
         unused: names in the file that TAP has no place for.
     """
 
     matched: tuple[str, ...]
     resized: tuple[int, int] | None
+    patch: tuple[int, int] | None
     fresh: tuple[str, ...]
     unused: tuple[str, ...]
 
@@ -43,6 +46,8 @@ class EncoderReport:
         lines = [f"{len(self.matched)} encoder tensors set"]
         if self.resized:
             lines.append(f"position table resized from {self.resized[0]} to {self.resized[1]}")
+        if self.patch:
+            lines.append(f"patch filter resized from {self.patch[0]} to {self.patch[1]} px")
         lines.append(f"{len(self.fresh)} start fresh (relative bias, cross-window, neck)")
         if self.unused:
             lines.append(f"{len(self.unused)} of the file unused: {', '.join(self.unused[:6])}")
@@ -54,7 +59,8 @@ def initialise_encoder(encoder: VitEncoder, path: str | Path) -> EncoderReport:
     """Starts the image encoder from a MAE-pretrained ViT of the same width and depth.
 
     Takes patch embedding, blocks, final norm and the position table (without its class token,
-    resized bicubically to this grid). A MAE decoder in the file is left out. The channels of the
+    resized bicubically to this grid), the patch filter resized where patches have another size:
+    MAE-H has 14 px, this network 16. A MAE decoder in the file is left out. The channels of the
     patch embedding are reversed: MAE saw RGB and this network sees BGR, with the same mean and
     deviation per colour, so that a patch comes out as it did there.
 
@@ -86,7 +92,9 @@ def initialise_encoder(encoder: VitEncoder, path: str | Path) -> EncoderReport:
         raise CheckpointError(f"{path}: {len(positions)} positions are no square grid")
     grid = round(len(own["pos_embed.weight"]) ** 0.5)
     weights["pos_embed.weight"] = resize_positions(positions[-side * side :], grid)
-    weights["patch_embed.proj.weight"] = weights["patch_embed.proj.weight"].flip(1)
+    patches = weights["patch_embed.proj.weight"].flip(1)
+    patch, ours = patches.shape[-1], own["patch_embed.proj.weight"].shape[-1]
+    weights["patch_embed.proj.weight"] = resize_patch_filter(patches, ours)
     taken = {
         name: value for name, value in weights.items() if name in own or name.startswith("blocks.")
     }
@@ -101,9 +109,34 @@ def initialise_encoder(encoder: VitEncoder, path: str | Path) -> EncoderReport:
     return EncoderReport(
         matched=tuple(taken),
         resized=(side, grid) if side != grid else None,
+        patch=(patch, ours) if patch != ours else None,
         fresh=tuple(sorted(parameters - taken.keys())),
         unused=tuple(sorted(weights.keys() - taken.keys())),
     )
+
+
+def resize_patch_filter(weight: Tensor, size: int) -> Tensor:
+    """Filter of larger patches that answers to an enlarged patch as the old one to the original.
+
+    Enlarging is linear, B x. The filter w' with <B x, w'> = <x, w> for every patch x is the
+    pseudo-inverse of B^T, times w; exact where patches grow, the best fit where they shrink.
+
+    Args:
+        weight: [C, 3, p, p].
+        size: new side, px.
+
+    Returns:
+        [C, 3, size, size], of the same dtype.
+
+    Source: Beyer et al. 2023, FlexiViT, section 3.4 (PI-resize), with bicubic enlarging.
+    """
+    old = weight.shape[-1]
+    if old == size:
+        return weight
+    each = torch.eye(old * old, dtype=torch.float64).view(-1, 1, old, old)
+    enlarged = F.interpolate(each, (size, size), mode="bicubic", align_corners=False)
+    inverse = torch.linalg.pinv(enlarged.flatten(1))  # rows of `enlarged` are columns of B
+    return (weight.flatten(2).double() @ inverse.T).to(weight.dtype).unflatten(2, (size, size))
 
 
 @torch.no_grad()

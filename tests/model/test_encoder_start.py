@@ -3,10 +3,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from tap_engine.model.checkpoint import ModelCard, save_model
 from tap_engine.model.config import PRESETS
-from tap_engine.model.encoder_start import initialise_encoder, start_from
+from tap_engine.model.encoder_start import initialise_encoder, resize_patch_filter, start_from
 from tap_engine.model.image_encoder import resize_positions
 from tap_engine.model.tap import TapModel
 from tap_engine.schemas.errors import CheckpointError
@@ -72,6 +73,24 @@ def test_mae_starts_the_encoder(tmp_path) -> None:
     assert report.unused == ("cls_token", "decoder_pos_embed")
     assert "blocks.0.attn.rel_pos_embed.weight" in report.fresh
     assert "position table resized from 14 to 4" in str(report)
+
+
+def test_a_resized_patch_filter_answers_enlarged_patches_alike(tmp_path) -> None:
+    torch.manual_seed(0)
+    weight, patches = torch.randn(24, 3, 14, 14), torch.randn(50, 3, 14, 14)
+    larger = F.interpolate(patches, (16, 16), mode="bicubic", align_corners=False)
+    before = torch.einsum("nchw,dchw->nd", patches, weight)
+    after = torch.einsum("nchw,dchw->nd", larger, resize_patch_filter(weight, 16))
+    torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-4)
+    assert resize_patch_filter(weight, 14) is weight
+    # A file of MAE-H's kind starts an encoder with patches of 16 px.
+    weights = mae_weights(grid=16) | {"patch_embed.proj.weight": weight}
+    torch.save({"model": weights}, tmp_path / "mae.pth")
+    encoder = small_model().image_encoder
+    report = initialise_encoder(encoder, tmp_path / "mae.pth")
+    assert report.patch == (14, 16) and "patch filter resized from 14 to 16 px" in str(report)
+    expected = resize_patch_filter(weight, 16).flip(1)
+    torch.testing.assert_close(encoder.patch_embed.proj.weight.detach(), expected)
 
 
 def test_mae_of_another_size_is_refused(tmp_path) -> None:

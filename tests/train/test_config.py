@@ -107,6 +107,21 @@ def test_papers_numbers_of_captions_are_in_the_recipes():
             assert replace(other.model, text=text) == first.model
 
 
+def test_the_first_papers_numbers_and_all_sizes_are_in_the_recipes():
+    for size in "bl":
+        first, tuning = recipe(f"vit_{size}_v1_stage1"), recipe(f"vit_{size}_v1_caption")
+        assert first.train.steps == 90_000 and first.stream.share == 0.5
+        assert tuning.train.steps == 30_000 and tuning.model.text.dropout == 0.3
+    for size, depth, width in (("b", 12, 768), ("l", 24, 1024), ("xl", 24, 1152), ("h", 32, 1280)):
+        for kind in ("stage1", "stage2", "caption", "stage2_caption"):
+            config = recipe(f"vit_{size}_{kind}")
+            assert config.recipe == f"vit_{size}_{kind}"
+            encoder = config.model.encoder
+            assert (encoder.depth, encoder.embed_dim) == (depth, width)
+        after = recipe(f"vit_{size}_stage2_caption")
+        assert after.train.steps == 36_000 and after.optim.peak_rate(64) == 1e-4
+
+
 def test_only_the_tiny_preset_departs_from_the_official_network():
     official = recipe("vit_l_stage1").model.decoder
     assert not official.first_residual and not official.mask_bias and not official.copy_init

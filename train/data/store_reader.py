@@ -21,8 +21,12 @@ from tap_engine.schemas.provenance import METADATA_KEY, Provenance
 from tap_engine.schemas.store_settings import StoreSettings
 from tap_engine.schemas.tables import IMAGES, REGIONS, table_uri
 from tap_engine.train.data.lance_table import open_table
+from tap_engine.train.data.noise import mixed_bits
 
 Index = npt.NDArray[np.int64]
+
+_SHARE = 0x5A
+"""Keeps the draw of `shared_rows` apart from those of examples, which hash ids as well."""
 
 _CACHED_UNITS = 2048
 """Units whose images are remembered: 16 KB each at 512 images."""
@@ -209,6 +213,11 @@ class StoreReader:
             rows[at[known]] = start + known
             start += len(ids)
         return rows
+
+    def shared_rows(self, share: float) -> Index:
+        """Rows of `images` of a fixed random part: those whose hashed id is below the share."""
+        ids = self._table(IMAGES).to_table(columns=["image_id"])["image_id"].to_numpy()
+        return np.flatnonzero(mixed_bits(_SHARE, ids) < np.uint64(int(share * 2**64)))
 
     def split_rows(self, split: str) -> Index | None:
         """Rows of `images` of this split; None where no image of the store has a split."""

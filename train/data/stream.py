@@ -40,6 +40,8 @@ class StreamConfig:
         storage_options: "name=value" for object stores; environment variables work without.
         soft_masks: mask targets are the share of each mask pixel that is covered; else 0 or 1.
         shuffle: False reads in the tables' own order.
+        share: use this share of each store's images: a fixed random part, the same for every seed,
+            store layout and run, since the image's id decides.
         first_images: use only so many images of each store; 0 uses all.
         split: images whose `split` column does not name this one are left out, but for stores
             where no image has a split. Empty uses all.
@@ -61,6 +63,7 @@ class StreamConfig:
     storage_options: tuple[str, ...] = ()
     soft_masks: bool = False
     shuffle: bool = True
+    share: float = 1.0
     first_images: int = 0
     split: str = "train"
     mixture: str = ""
@@ -82,10 +85,12 @@ class StreamConfig:
                 raise ConfigError(f"stream.{name} must be at least 1, got {getattr(self, name)}")
         if self.workers < 0:
             raise ConfigError(f"stream.workers must not be negative, got {self.workers}")
-        if self.mixture and (self.weights or self.first_images):
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"stream.share must be in (0, 1], got {self.share}")
+        if self.mixture and (self.weights or self.first_images or self.share < 1):
             raise ConfigError(
-                "stream.mixture says which images are drawn and how often: stream.weights and "
-                "stream.first_images must be empty and 0"
+                "stream.mixture says which images are drawn and how often: stream.weights, "
+                "stream.first_images and stream.share must be empty, 0 and 1"
             )
         for option in self.storage_options:
             if "=" not in option:
@@ -184,6 +189,14 @@ class Stream:
                 f"{reader.uri} has no image of split {self.config.split!r}; "
                 "--set stream.split= takes all"
             )
+        if self.config.share < 1:
+            part = reader.shared_rows(self.config.share)
+            rows = part if rows is None else np.intersect1d(rows, part, assume_unique=True)
+            if not len(rows):
+                raise StoreError(
+                    f"{reader.uri}: stream.share={self.config.share} leaves none of "
+                    f"{reader.rows} images"
+                )
         limit = self.config.first_images
         if not limit or limit >= (reader.rows if rows is None else len(rows)):
             return rows

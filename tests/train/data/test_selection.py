@@ -150,6 +150,24 @@ def test_only_the_wanted_split_is_drawn(tmp_path):
         stream_of([captioned], split="dev")
 
 
+def test_a_share_is_a_fixed_random_part(tmp_path):
+    store = make_store(tmp_path / "s", 400, pixels=False, regions=1)
+    whole = stream_of([store], share=0.5)
+    (count,) = whole.rows
+    assert 160 < count < 240
+    once = drawn(whole, count)
+    half = set(once)
+    assert len(half) == count  # an epoch of what is left has each once
+    numbers = [i & 0xFFFF for i in half]
+    assert min(numbers) < 20 and max(numbers) > 380  # not the first half
+    # The same images whatever the seed, and smaller parts lie in larger ones.
+    assert set(drawn(stream_of([store], settings(seed=7), share=0.5), count)) == half
+    quarter = stream_of([store], share=0.25)
+    assert set(drawn(quarter, quarter.rows[0])) < half
+    with pytest.raises(ConfigError, match=r"stream\.share"):
+        stream_of([store], share=0.0)
+
+
 def test_a_column_no_store_has_is_missing_but_one_store_may_lack_it(stores):
     (batch,) = take(stream_of(stores, shuffle=False), Share(images=SEGMENTED + CAPTIONED), 1)
     taught = [i for i, image_id in enumerate(batch.image_ids) if image_id >> 43 == 0]
