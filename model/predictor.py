@@ -52,9 +52,9 @@ class Region:
         iou: the model's estimate of the mask's IoU, not squashed: may leave 0..1 a little.
         candidate: which of the four masks was taken: 0 for boxes, 1-3 for points.
         concepts: the most probable names, best first; empty without a concept table.
-        entropy: of the distribution over all concepts, nats; high where no name fits. NaN without
-            a concept table.
-        caption: greedy caption; None where the checkpoint has no tokenizer or none was asked for.
+        entropy: entropy of the distribution over all concepts, nats; high if no name fits. It is
+            NaN without a concept table.
+        caption: greedy caption; None if the checkpoint has no tokenizer or none was asked for.
         sem_token: [D] float32, prompts the text decoder (unless `text.prompt` is "mask").
         sem_embed: [E] float32 visual embedding in the teacher's space, not normalised.
     """

@@ -88,8 +88,8 @@ class InitConfig:
             may have been trained at another image size.
         text: take the text decoder of `weights`, too, if it is alike; False starts it at random.
         mae: a MAE ViT checkpoint for the image encoder (the papers' start).
-        trunk: for the convolutional encoder: a .safetensors of the teacher's image tower; "sample"
-            is the shipped teacher's.
+        trunk: start of the convolutional encoder: a .safetensors of the teacher's image tower;
+            "sample" is the shipped teacher's.
         tokenizer: file or folder of the captions' tokenizer; by default the one beside `weights`.
         needs: what a new run of this recipe must be given: "weights", "mae" (or weights), or
             nothing; recipes set it.

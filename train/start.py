@@ -65,8 +65,8 @@ def initial_model(
 
     Args:
         config: the settings of the run.
-        tokenizer: of the run. A text decoder of `init.weights` that learned other ids, or has
-            another shape or prompt, is not loaded: it starts at random.
+        tokenizer: the tokenizer of the run. A text decoder of `init.weights` that learned other
+            ids, or has another shape or prompt, is not loaded: it starts at random.
 
     Raises:
         ConfigError: a start that is for the other kind of image encoder.
