@@ -21,6 +21,7 @@ def register(app: typer.Typer) -> None:
     """Adds the commands to `tap-train`."""
     app.command("ovsam-run", rich_help_panel=TRAIN)(run)
     app.command("ovsam-recipes", rich_help_panel=TRAIN)(recipes)
+    app.command("ovsam-dump", rich_help_panel=TRAIN)(dump)
     app.command("ovsam-classes", rich_help_panel=TRAIN)(classes)
     app.command("ovsam-eval", rich_help_panel=EVALUATE)(interactive)
     app.command("ovsam-distilled", rich_help_panel=EVALUATE)(distilled)
@@ -85,6 +86,55 @@ def recipes(
             return
         for setting, value in field_names(with_overrides(ovsam_recipe(name), set_ or [])):
             typer.echo(f"{setting}={shown(value)}")
+
+
+def dump(
+    out: Annotated[Path, typer.Argument(help="A new folder, or one to continue.")],
+    store: Annotated[str, typer.Option(help="Store whose pictures the teacher sees.")],
+    teacher: Annotated[
+        str, typer.Option(help="Folder of transformers' SamModel, a TAP checkpoint, or sample.")
+    ],
+    image_px: Annotated[int, typer.Option(help="Side of the teacher's input.")] = 1024,
+    images: Annotated[int, typer.Option(help="Pictures computed at a time.")] = 4,
+    share: Annotated[str, typer.Option(help="I/N: the I-th of N processes, from 0.")] = "0/1",
+    split: Annotated[str, typer.Option(help="Only this split; empty for all.")] = "",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N.")] = "auto",
+) -> None:
+    """Write a teacher's features of all pictures once, for --set init.features=OUT/features.lance.
+
+    The same command again continues where it stopped.
+    """
+    with command_errors():
+        from tap_engine.model.device import resolve_device
+        from tap_engine.schemas.errors import ConfigError
+        from tap_engine.schemas.progress import Progress
+        from tap_engine.train.ovsam.dump import DumpConfig, dump_features
+        from tap_engine.train.ovsam.teachers import open_teacher
+
+        place, _, number = share.partition("/")
+        if not (place.isdigit() and number.isdigit()):
+            raise ConfigError(f"--share is I/N, such as 0/4, got {share!r}")
+        config = DumpConfig(
+            store=store,
+            out=out,
+            image_px=image_px,
+            images=images,
+            split=split,
+            share=int(place),
+            shares=int(number),
+        )
+        where = resolve_device(device)
+        bars: list[Progress] = []
+
+        def show(done: int, total: int) -> None:
+            if not bars:
+                bars.append(Progress(total, unit="images"))
+            bars[0].update(done)
+
+        added = dump_features(config, open_teacher(teacher).to(where), where, show)
+        if bars:
+            bars[0].close()
+    typer.echo(f"{added:,} pictures added to {out / 'features.lance'}")
 
 
 def classes(

@@ -219,6 +219,11 @@ class StoreReader:
         ids = self._table(IMAGES).to_table(columns=["image_id"])["image_id"].to_numpy()
         return np.flatnonzero(mixed_bits(_SHARE, ids) < np.uint64(int(share * 2**64)))
 
+    def unit_rows(self) -> list[tuple[int, int, int]]:
+        """(unit, first row, last row + 1) of `images`, as they lie."""
+        starts = self._images.starts.tolist()
+        return list(zip(self._images.units.tolist(), starts[:-1], starts[1:], strict=True))
+
     def split_rows(self, split: str) -> Index | None:
         """Rows of `images` of this split; None where no image of the store has a split."""
         if "split" not in self._table(IMAGES).schema.names:
