@@ -175,6 +175,13 @@ def ablate(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="Change a setting of all pre-trainings."),
     ] = None,
+    table: Annotated[
+        str,
+        typer.Option(
+            help="The ablation: tasks (concepts or features, which token), masks (what concepts "
+            "cost the masks), scale (images and steps), or text (size of the text decoder)."
+        ),
+    ] = "tasks",
     set_captions: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="Change a setting of all caption tunings."),
@@ -199,6 +206,7 @@ def ablate(
             captions=captions,
             caption_overrides=tuple(set_captions or ()),
             model=model,
+            table=table,
         )
         try:
             scores = run_ablation(request, _data_engine(), _progress)

@@ -12,7 +12,7 @@ from tap_engine.jobs.train_cli import main
 from tap_engine.model.text_tokenizer import load_tokenizer, train_bpe
 from tap_engine.schemas.tables import concepts_schema
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
-from tap_engine.train.ablation import AblationRequest, tuning, variants
+from tap_engine.train.ablation import AblationRequest, pretraining, tuning, variants
 from tap_engine.train.run import open_run
 from tests.train.small_run import SETTINGS, small_config
 from tests.train.small_store import EMBEDDING_DIM, make_store, vectors
@@ -64,6 +64,38 @@ def test_each_caption_variant_starts_from_its_own_pre_training(tmp_path: Path) -
     assert [v.folder for v in variants(replace(request, captions=""))] == ["concept", "feature"]
 
 
+def test_tables_of_scale_text_and_masks_vary_what_they_say(tmp_path: Path) -> None:
+    request = AblationRequest(
+        stores=("s",),
+        out=tmp_path,
+        recipe="sample",
+        overrides=("train.steps=100",),
+        limit=1,
+        table="masks",
+    )
+    assert [v.folder for v in variants(request)] == ["concept", "mask", "sam"]
+    configs = [pretraining(request, v) for v in variants(request)]
+    assert [c.loss.concept > 0 for c in configs] == [True, False, False]
+    assert [c.model.decoder.semantic for c in configs] == [True, True, False]
+    assert {c.train.steps for c in configs} == {100}
+
+    scaled = replace(request, table="scale")
+    configs = [pretraining(scaled, v) for v in variants(scaled)]
+    found = [(c.stream.share, c.train.steps) for c in configs]
+    assert found == [(0.5, 50), (0.5, 100), (1.0, 100)], "the variant wins over --set"
+
+    (tmp_path / "tokenizer.json").write_text("{}")  # as if learned before
+    spoken = replace(
+        request, table="text", captions="c", caption_overrides=("model.text.depth=12",)
+    )
+    first, *tuned = variants(spoken)
+    assert first.tasks == () and first.folder == "concept"
+    sizes = [tuning(spoken, v).model.text for v in tuned]
+    assert [(t.depth, t.embed_dim) for t in sizes] == [(6, 128), (8, 128), (12, 128), (6, 192)]
+    assert len(variants(replace(spoken, model="m"))) == 4
+    assert len(variants(replace(spoken, caption_overrides=("model.text.depth=4",)))) == 1 + 3
+
+
 @pytest.mark.slow
 def test_both_tokens_of_one_model_are_tuned_and_compared(tmp_path: Path, store: Path) -> None:
     """The model speaks already, yet both start from a text decoder that knows nothing."""
@@ -87,7 +119,14 @@ def test_both_tokens_of_one_model_are_tuned_and_compared(tmp_path: Path, store: 
 
 
 @pytest.mark.parametrize(
-    ("given", "message"), [((), "--store"), (("--model", "x"), "give --captions")]
+    ("given", "message"),
+    [
+        ((), "--store"),
+        (("--model", "x"), "give --captions"),
+        (("--store", "s", "--table", "text"), "give --captions"),
+        (("--store", "s", "--table", "6c"), "there are tasks, masks, scale, text"),
+        (("--model", "x", "--captions", "c", "--table", "scale"), "--store instead of --model"),
+    ],
 )
 def test_what_an_ablation_needs_is_said(tmp_path: Path, given: tuple[str, ...], message: str):
     result = CliRunner().invoke(main, ["ablate", "--out", str(tmp_path), *given])
@@ -115,3 +154,17 @@ def test_variants_are_trained_measured_and_set_side_by_side(tmp_path: Path, stor
     again = CliRunner().invoke(main, arguments)
     assert again.exit_code == 0, again.output
     assert "predicted 0 images" in again.output, "a second call only reports"
+
+
+@pytest.mark.slow
+def test_masks_with_and_without_concepts_are_compared(tmp_path: Path, store: Path) -> None:
+    sets = [part for setting in (*SETTINGS, "train.steps=2") for part in ("--set", setting)]
+    arguments = ["ablate", "--table", "masks", "--store", str(store), "--limit", "1"]
+    arguments += ["--out", str(tmp_path / "out"), "--recipe", "smoke", *sets]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    tables = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert {table["stamp"]["protocol"] for table in tables} == {"coco-segm", "prompts"}
+    for table in tables:
+        names = [row["name"] for row in table["rows"]]
+        assert names == ["masks and concepts", "masks alone", "masks alone, five tokens"]
