@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import plain_tap
-from tap_engine.model.attention import FLASH_INSTALLED, attention_backend
+from tap_engine.model import attention_backends as backends
 from tap_engine.model.config import PRESETS
 from tap_engine.model.tap import TapModel
 
@@ -104,9 +104,9 @@ def variants(device: str) -> list[Variant]:
         Variant("ours, bf16", torch.bfloat16),
         Variant("ours, bf16, compiled", torch.bfloat16, compiled=True),
     ]
-    if FLASH_INSTALLED:
-        found.insert(2, Variant("ours, bf16, flash", torch.bfloat16, "flash"))
-        found.append(Variant("ours, bf16, flash, compiled", torch.bfloat16, "flash", True))
+    for backend in backends.BACKENDS[1:]:
+        if backends.missing(backend, torch.device(device)) is None:
+            found.append(Variant(f"ours, bf16, {backend}", torch.bfloat16, backend))
     return found
 
 
@@ -226,7 +226,7 @@ def measure_case(
                 step = backward_step(step, models[variant.compiled])
             half = variant.dtype != torch.float32
             with (
-                attention_backend(variant.backend),
+                backends.using(variant.backend, torch.device(device)),
                 torch.autocast(device, variant.dtype, enabled=half),
             ):
                 spent = seconds(step, repeats, device)

@@ -1,47 +1,27 @@
-"""Attention kernels: flash-attn if it is installed and can, else torch's SDPA.
+"""Attention kernels: torch's SDPA, or flash-attn where it is asked for and can.
 
-Layout everywhere: [B, N, H, d] = batch, tokens, heads, channels of a head. Both kernels give the
-same numbers within the dtype's tolerance; neither stores the [N, N] matrix on a GPU.
+Layout everywhere: [B, N, H, d] = batch, tokens, heads, channels of a head. All kernels give the
+same numbers within the dtype's tolerance; none stores the [N, N] matrix on a GPU.
 """
 
-import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from tap_engine.schemas.errors import ConfigError
-
-Backend = Literal["auto", "flash", "sdpa"]
-
-FLASH_INSTALLED = importlib.util.find_spec("flash_attn") is not None
+from tap_engine.model import attention_backends as backends
 
 _FLASH_MAX_HEAD_DIM = 256
 
-_backend: ContextVar[Backend] = ContextVar("attention_backend", default="auto")
-
-
-@contextmanager
-def attention_backend(backend: Backend) -> Iterator[None]:
-    """Within this context every attention uses the named kernel; for tests and benchmarks.
-
-    Raises:
-        ConfigError: "flash" without the package.
-    """
-    if backend == "flash" and not FLASH_INSTALLED:
-        raise ConfigError(
-            "attention backend 'flash' needs flash-attn: pip install \"tap-engine[flash]\""
-        )
-    token = _backend.set(backend)
-    try:
-        yield
-    finally:
-        _backend.reset(token)
+_WITHOUT_FLASH = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
 
 
 def attention(
@@ -70,7 +50,8 @@ def attention(
     Returns:
         [B, N, H, d].
     """
-    if uses_flash(q, bias if seen is None else seen):
+    backend = backends.current()
+    if backend == "flash2" and fits_flash(q, bias if seen is None else seen):
         from flash_attn import flash_attn_func
 
         return flash_attn_func(q, k, v, dropout_p=dropout, causal=causal)
@@ -82,27 +63,23 @@ def attention(
         n, m = q.shape[1], k.shape[1]
         mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
         causal = False
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2),
-        k.transpose(1, 2),
-        v.transpose(1, 2),
-        attn_mask=mask,
-        dropout_p=dropout,
-        is_causal=causal,
-    )
+    inputs = (q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    if dropout and backend in backends.OF_TORCH:
+        # These two raise an error at dropout instead of leaving it to another kernel.
+        with sdpa_kernel(_WITHOUT_FLASH):
+            out = F.scaled_dot_product_attention(*inputs, mask, dropout, causal)
+    else:
+        out = F.scaled_dot_product_attention(*inputs, mask, dropout, causal)
     return out.transpose(1, 2)
 
 
-def uses_flash(q: Tensor, mask: Tensor | None) -> bool:
-    """True if flash-attn is installed, not switched off, and can take these inputs.
+def fits_flash(q: Tensor, mask: Tensor | None) -> bool:
+    """True if flash-attn 2 can take these inputs.
 
     Args:
         q: [B, N, H, d] queries.
         mask: a bias or mask of the logits; flash-attn takes none.
     """
-    backend = _backend.get()
-    if backend == "sdpa" or not FLASH_INSTALLED:
-        return False
     return (
         q.is_cuda
         and mask is None

@@ -6,20 +6,23 @@ move a point by several pixels.
 """
 
 import math
-from enum import IntEnum
 
 import torch
 from torch import Tensor, nn
 
 
-class Label(IntEnum):
-    """Kinds of prompt points."""
+class Label:
+    """Kinds of prompt points.
+
+    Plain integers, because torch.compile takes `tensor == member` of an enumeration for False.
+    """
 
     BACKGROUND = 0
     FOREGROUND = 1
     BOX_TOP_LEFT = 2
     BOX_BOTTOM_RIGHT = 3
     PADDING = 4
+    COUNT = 5
 
 
 def attended(labels: Tensor) -> Tensor:
@@ -49,7 +52,7 @@ class PromptEncoder(nn.Module):
         super().__init__()
         self.image_size = image_size
         self.register_buffer("coord_matrix", torch.randn(2, embed_dim // 2) * fourier_scale)
-        self.point_embed = nn.Embedding(len(Label), embed_dim)
+        self.point_embed = nn.Embedding(Label.COUNT, embed_dim)
 
     def forward(self, points: Tensor, labels: Tensor) -> Tensor:
         """Tokens of points; a box is two points, its corners.

@@ -46,7 +46,8 @@ class TeacherConfig:
             the name brings its own weights.
         seed: seed of the random weights with pretrained="none".
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        precision: "auto" (fp16 on CUDA, fp32 elsewhere), "fp32", "fp16" or "bf16".
+        precision: "auto" (on CUDA bf16 for weights that were stored in bf16, else fp16; elsewhere
+            fp32), "fp32", "fp16" or "bf16".
         batch_size: crops a forward pass; 0 means 256 on CUDA, 64 elsewhere.
         compile: run the image tower through torch.compile (slow first batch).
         download: allow open_clip to fetch weights that are not on this machine.
@@ -82,10 +83,10 @@ class Teacher:
                 without permission.
         """
         self.device = resolve_device(config.device, "teacher.device")
-        self.dtype = dtype_of(config.precision, self.device, "teacher.precision")
         self.batch_size = config.batch_size or (256 if self.device.type == "cuda" else 64)
         model_name, pretrained = resolve(config)
         model = _load(model_name, pretrained, config)
+        self.dtype = teacher_dtype(config.precision, self.device, model)
         preprocess = open_clip.get_model_preprocess_cfg(model)
         size = preprocess["size"]
         self._model = model.eval().requires_grad_(False)
@@ -145,6 +146,24 @@ class Teacher:
             tokens = tokenizer(list(texts[start : start + 256])).to(self.device)
             parts.append(self._model.encode_text(tokens).float().cpu())
         return F.normalize(torch.cat(parts), dim=-1)
+
+
+def teacher_dtype(precision: str, device: torch.device, model: torch.nn.Module) -> torch.dtype:
+    """The type to compute with; "auto" follows the type in which the weights were stored.
+
+    Weights are loaded as float32, so what is looked at is whether bf16 holds all of them exactly:
+    trained weights that were ever stored in a finer type do not fit. Numbers that a model gave
+    after training in bf16 may be too large for fp16 (docs/decisions/0151).
+    """
+    if precision == "auto" and device.type == "cuda" and fits_bf16(model):
+        return torch.bfloat16
+    return dtype_of(precision, device, "teacher.precision")
+
+
+def fits_bf16(model: torch.nn.Module) -> bool:
+    """True if bf16 holds every weight matrix of a model without rounding."""
+    matrices = (p.detach() for p in model.parameters() if p.ndim > 1)
+    return all(torch.equal(matrix, matrix.bfloat16().to(matrix.dtype)) for matrix in matrices)
 
 
 def open_tokenizer(model_name: str) -> Any:

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from tap_engine.schemas.errors import ConfigError
 
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
-"""`auto` is fp16 on a CUDA device and fp32 elsewhere."""
+"""`auto` is fp16 on a CUDA device and fp32 elsewhere; a teacher stored in bf16 takes bf16 there."""
 
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 

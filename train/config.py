@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from tap_engine.model.attention_backends import BACKENDS
 from tap_engine.model.config import TapConfig
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.train.checkpoint import CheckpointConfig
@@ -38,6 +39,8 @@ class LoopConfig:
         compile: torch.compile of the repeated blocks.
         recompute: activation checkpointing: less memory, about a third more time.
         allow_tf32: float32 products and convolutions on CUDA in TF32.
+        attention: kernels of attention: "sdpa" (torch's own), "flash2", "flash3", "flash4", or
+            "auto": the fastest on this device, measured when the run starts.
     """
 
     steps: int = 90_000
@@ -51,6 +54,7 @@ class LoopConfig:
     compile: bool = False
     recompute: bool = False
     allow_tf32: bool = True
+    attention: str = "sdpa"
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.images) < 1:
@@ -62,6 +66,10 @@ class LoopConfig:
             raise ConfigError(f"train.precision must be fp32, bf16 or fp16, got {self.precision!r}")
         if self.device not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"train.device must be auto, cpu or cuda, got {self.device!r}")
+        if self.attention not in ("auto", *BACKENDS):
+            raise ConfigError(
+                f"train.attention must be auto, {', '.join(BACKENDS)}, got {self.attention!r}"
+            )
 
     def accumulate(self, world: int) -> int:
         """Forward passes per step in each of `world` processes.

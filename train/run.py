@@ -27,6 +27,7 @@ from tap_engine.schemas.errors import CheckpointError
 from tap_engine.schemas.provenance import software
 from tap_engine.schemas.truth import Truth
 from tap_engine.train import distributed
+from tap_engine.train.attention_start import start_attention
 from tap_engine.train.checkpoint import (
     find_checkpoint,
     load_optimizer,
@@ -322,6 +323,7 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
         run.restore(checkpoint)
     if process.is_main:
         write_manifest(run, notes)
+    run.log.say(start_attention(config, process.device))
     distributed.barrier()
     return run
 

@@ -1,10 +1,14 @@
+import contextlib
 import math
+import threading
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 
 from tap_engine.model import attention as door
-from tap_engine.model.attention import DropPath, attention, attention_backend
+from tap_engine.model import attention_backends as backends
+from tap_engine.model.attention import DropPath, attention, fits_flash
 from tap_engine.schemas.errors import ConfigError
 from tests.support import requires_gpu
 
@@ -52,50 +56,86 @@ def test_causal_aligns_the_last_query_with_the_last_key(n) -> None:
     torch.testing.assert_close(attention(q, k, v, causal=True), by_hand(q, k, v, causal=True))
 
 
-def test_flash_is_taken_only_where_it_can(monkeypatch) -> None:
-    monkeypatch.setattr(door, "FLASH_INSTALLED", True)
-
-    class Input:  # what the door looks at, as a GPU tensor would have it
+def test_flash_takes_half_precision_on_a_gpu_without_a_mask() -> None:
+    class Input:  # what is looked at, as a GPU tensor would have it
         def __init__(self, dtype=torch.bfloat16, head_dim=64, is_cuda=True):
             self.dtype, self.shape, self.is_cuda = dtype, (2, 5, 3, head_dim), is_cuda
 
-    assert door.uses_flash(Input(), None)
-    assert not door.uses_flash(Input(is_cuda=False), None)
-    assert not door.uses_flash(Input(dtype=torch.float32), None)
-    assert not door.uses_flash(Input(head_dim=264), None)
-    assert not door.uses_flash(Input(head_dim=20), None)
-    assert not door.uses_flash(Input(), torch.zeros(3, 5, 5))
-    assert not door.uses_flash(Input(), torch.ones(2, 5, dtype=torch.bool))
-    with attention_backend("sdpa"):
-        assert not door.uses_flash(Input(), None)
+    assert fits_flash(Input(), None)
+    assert not fits_flash(Input(is_cuda=False), None)
+    assert not fits_flash(Input(dtype=torch.float32), None)
+    assert not fits_flash(Input(head_dim=264), None)
+    assert not fits_flash(Input(head_dim=20), None)
+    assert not fits_flash(Input(), torch.zeros(3, 5, 5))
+    assert not fits_flash(Input(), torch.ones(2, 5, dtype=torch.bool))
 
 
-def test_asking_for_flash_without_it_says_how_to_get_it() -> None:
-    if door.FLASH_INSTALLED:
-        pytest.skip("flash-attn is installed here")
-    with (
-        pytest.raises(ConfigError, match=r'pip install "tap-engine\[flash\]"'),
-        attention_backend("flash"),
-    ):
-        pass
+@pytest.mark.parametrize("backend", ["flash2", "flash3", "flash4"])
+def test_asking_for_what_is_not_here_says_why(backend) -> None:
+    cpu = torch.device("cpu")
+    with pytest.raises(ConfigError, match=f"'{backend}' cannot be used: .*'sdpa' always can"):
+        backends.use(backend, cpu)
+    assert backends.current() == "sdpa"
+
+
+def test_backends_of_torch_are_never_asked_for_dropout(monkeypatch) -> None:
+    seen = []
+
+    def watched(kernels):
+        seen.append(kernels)
+        return contextlib.nullcontext()
+
+    monkeypatch.setattr(door, "sdpa_kernel", watched)
+    q, k, v = inputs()
+    for backend, times in (("sdpa", 0), ("flash4", 1)):
+        monkeypatch.setattr(backends, "_current", backend)
+        attention(q, k, v, dropout=0.5)
+        assert len(seen) == times
+        attention(q, k, v)
+        assert len(seen) == times
+    assert SDPBackend.FLASH_ATTENTION not in seen[0]
+
+
+def test_a_backend_is_the_processs_and_comes_back(monkeypatch) -> None:
+    monkeypatch.setattr(backends, "missing", lambda backend, device: None)
+    found = []
+    with backends.using("flash2", torch.device("cpu")):
+        # autograd's threads run forward passes again, with the same kernels
+        thread = threading.Thread(target=lambda: found.append(backends.current()))
+        thread.start()
+        thread.join()
+    assert found == ["flash2"]
+    assert backends.current() == "sdpa"
+
+
+def test_the_fastest_backend_is_measured() -> None:
+    calls = []
+
+    def attend(q, k, v, causal):
+        calls.append((tuple(q.shape), tuple(k.shape), causal))
+        return attention(q, k, v, causal=causal)
+
+    shapes = [backends.Shape(1, 3, 5, 2, 8), backends.Shape(1, 4, 4, 2, 8, True)]
+    found = backends.fastest(attend, shapes, torch.device("cpu"), torch.float32, repeats=3)
+    assert list(found) == ["sdpa"] and found["sdpa"] > 0
+    assert calls == [((1, 3, 2, 8), (1, 5, 2, 8), False), ((1, 4, 2, 8), (1, 4, 2, 8), True)] * 5
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("backend", backends.BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("causal", [False, True])
-def test_flash_equals_sdpa(dtype, causal) -> None:
+def test_backends_give_the_formulas_numbers(backend, dtype, causal) -> None:
     requires_gpu()
-    if not door.FLASH_INSTALLED:
-        pytest.skip("flash-attn is not installed")
-    q, k, v = (x.to("cuda", dtype) for x in inputs())
+    cuda = torch.device("cuda")
+    if (reason := backends.missing(backend, cuda)) is not None:
+        pytest.skip(f"{backend}: {reason}")
+    q, k, v = (x.to(cuda, dtype) for x in inputs())
     expected = by_hand(q.double(), k.double(), v.double(), causal=causal)
-    with attention_backend("flash"):
-        flash = attention(q, k, v, causal=causal)
-    with attention_backend("sdpa"):
-        sdpa = attention(q, k, v, causal=causal)
     tolerance = {torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
-    torch.testing.assert_close(flash.double(), expected, atol=tolerance, rtol=0)
-    torch.testing.assert_close(sdpa.double(), expected, atol=tolerance, rtol=0)
+    with backends.using(backend, cuda):
+        found = attention(q, k, v, causal=causal)
+    torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=0)
 
 
 def test_drop_path_keeps_or_drops_whole_rows() -> None:
