@@ -2,6 +2,7 @@
 
 import hashlib
 from collections import Counter, defaultdict
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -24,13 +25,19 @@ _Listed = tuple[int, tuple[int, int] | None]
 """The line of a photo's row, and its stated size."""
 
 
-def find_coco(folder: Folder, files: list[str], masks: frozenset[str] = frozenset()) -> Found:
+def find_coco(
+    folder: Folder,
+    files: list[str],
+    masks: frozenset[str] = frozenset(),
+    results: tuple[str, ...] = (),
+) -> Found:
     """The photos that COCO-style files list, and where their rows are.
 
     Args:
         folder: holds the photos.
         files: the json files, paths under the folder.
         masks: pictures that are masks, no photos.
+        results: lists of a detector's rows; read where the only file lists images alone.
 
     Raises:
         SourceError: a file is no json, or has no masks and no boxes; or no photo is found.
@@ -53,6 +60,10 @@ def find_coco(folder: Folder, files: list[str], masks: frozenset[str] = frozense
     index = _Index(folder, photos)
     for name, items in chosen:
         index.add(name, items)
+    if len(chosen) == 1 and len(results) == 1 and not index.annotations:
+        chosen.append((results[0], folder.index_json(results[0])))
+        index.add_results(*chosen[1])
+        said.append(f"{files[0]} lists the photos, {results[0]} what a detector found on them")
     digest = hashlib.blake2b("".join(i.digest for _, i in chosen).encode(), digest_size=8)
     reader = CocoReader(
         [name for name, _ in chosen], index.names, tuple(index.labels), digest.hexdigest()
@@ -98,6 +109,7 @@ class _Index:
         self.problems: list[Problem] = []
         self.annotations = 0
         self.missing = 0
+        self._joined: tuple[dict[Key, str], dict[str, _Listed], dict[Key, str]] = ({}, {}, {})
 
     def entries(self) -> list[Entry]:
         return [Entry(name, rows) for name, rows in self.rows.items()]
@@ -113,8 +125,14 @@ class _Index:
             )
         file = len(self.names)
         self.names.append(self._categories(name, items))
-        photos, listed, lost = self._images(name, items)
-        self._annotations(name, file, items, photos, listed, lost)
+        self._joined = self._images(name, items)
+        self._annotations(name, file, items, *self._joined)
+
+    def add_results(self, name: str, items: JsonItems) -> None:
+        """Take in a detector's rows, which name the images and categories of the file before."""
+        self.names.append(self.names[-1])
+        as_annotations = replace(items, frame={"annotations": items.frame})
+        self._annotations(name, len(self.names) - 1, as_annotations, *self._joined)
 
     def _images(
         self, name: str, items: JsonItems

@@ -195,7 +195,8 @@ def _find(folder: Folder, wanted: str, listing: Listing) -> Found:
     strangers = sorted([*jsons["broken"], *jsons["other"]])
     if wanted == "coco":
         files = jsons["coco"] or [*jsons["coco-results"], *jsons["broken"]]
-        return find_coco(folder, files, frozenset(listing.masks))
+        results = tuple(jsons["coco-results"]) if jsons["coco"] else ()
+        return find_coco(folder, files, frozenset(listing.masks), results)
     if wanted == "panoptic":
         return find_panoptic(folder, jsons["panoptic"])
     if wanted == "ade20k":

@@ -123,6 +123,18 @@ def test_captions_and_keypoints_of_the_same_photos_are_left_aside(tmp_path) -> N
         read(tmp_path)
 
 
+def test_results_of_a_detector_are_boxes_on_the_listed_photos(tmp_path) -> None:
+    folder(tmp_path, [image(1), image(2, "b.png")], [], ("a.png", "b.png"))
+    row = {"image_id": 2, "category_id": 7, "bbox": [5, 6, 10, 12], "score": 0.9}
+    put(tmp_path / "results.json", [row, row | {"category_id": 1}, row | {"image_id": 9}])
+    found = read(tmp_path)
+    assert found.of("a.png") == [] and found.of("b.png") == [("boat", 120), ("kite", 120)]
+    assert all(region.rle is None for region in found.images["b.png"].regions)
+    assert len(found.lost) == 1 and found.lost[0].startswith("results.json:")
+    folder(tmp_path, [image(1), image(2, "b.png")], [annotation(1, 1)], ("a.png", "b.png"))
+    assert read(tmp_path).of("b.png") == []  # a file with annotations is not mixed with results
+
+
 def test_categories_give_labels_or_say_why_not(tmp_path) -> None:
     categories = [
         {"id": 0, "name": "sea", "supercategory": "none"},
