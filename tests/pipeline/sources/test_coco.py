@@ -3,6 +3,8 @@ import pickle
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tap_engine.pipeline.sources.detect import find_annotations, open_folder
 from tap_engine.pipeline.sources.photo_folder import PhotoFolderSource
@@ -195,3 +197,55 @@ def test_other_annotations_are_another_store(tmp_path) -> None:
     assert first == read(tmp_path).source.settings()
     second = read(folder(tmp_path, [image(5)], [annotation(2, 5)])).source.settings()
     assert first["annotations"] != second["annotations"]
+
+
+@pytest.mark.parametrize(
+    ("box", "words"),
+    [
+        ([0.1, 0.2, 0.5, 0.6], "fractions"),
+        ([5, 6, 10], "4 numbers"),
+        ([5, 6, 10, 12, 0.3], "rotated"),
+        ([5, 6, 10, -12], "empty"),
+        ([5, 6, 10, float("nan")], "not finite"),
+        ([70, 6, 10, 12], "outside"),
+        ("box", "found text"),
+        (None, "neither a mask nor a box"),
+    ],
+)
+def test_boxes_alone_that_are_none_are_refused(tmp_path, box, words) -> None:
+    rows = [annotation(1, 5), annotation(2, 5, (), bbox=box)]
+    found = read(folder(tmp_path, [image(5)], rows))
+    assert found.of("a.png") == [("kite", 120)]
+    assert len(found.lost) == 1 and words in found.lost[0] and "annotation 2" in found.lost[0]
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=6)
+    | st.sampled_from([2**70, 1e8, "1e8", "[[1,2]]", [SQUARE], {"counts": [1], "size": [2, 3]}]),
+    lambda inner: (
+        st.lists(inner, max_size=7)
+        | st.dictionaries(st.sampled_from(["counts", "size", "id", "name", "x"]), inner, max_size=3)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_no_json_value_anywhere_ends_the_reading(tmp_path_factory, data) -> None:
+    """Whatever stands in a row costs that row at most: its neighbour is built."""
+    tmp_path = tmp_path_factory.mktemp("fuzz")
+    bad_image, bad_row = image(2, "b.png"), annotation(8, 2)
+    bad_category = {"id": 3, "name": "x"}
+    for row in (bad_image, bad_row, bad_category):
+        key = data.draw(st.sampled_from([*sorted(row), "bbox", "area", "supercategory"]))
+        row[key] = data.draw(JSON_VALUES)
+    rows = [annotation(1, "good"), data.draw(st.just(bad_row) | JSON_VALUES)]
+    images = [image("good"), data.draw(st.just(bad_image) | JSON_VALUES)]
+    categories = [*CATEGORIES, data.draw(st.just(bad_category) | JSON_VALUES)]
+    found = read(folder(tmp_path, images, rows, ("a.png", "b.png"), categories))
+    assert ("kite", 120) in found.of("a.png") or bad_category["id"] == 1

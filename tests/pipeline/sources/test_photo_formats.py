@@ -304,6 +304,36 @@ def test_panoptic_segments(tmp_path) -> None:
     assert len(found.lost) == 1 and "segment 12" in found.lost[0]
 
 
+def test_ade20k_objects_are_what_is_seen_of_them(tmp_path) -> None:
+    put(tmp_path / "street/ADE_1.jpg", encoded(pixels(), "JPEG"))
+    hidden = np.where(A, 255, np.where(B, 128, 0)).astype(np.uint8)
+    put(tmp_path / "street/ADE_1/instance_000_ADE_1.png", encoded(hidden))
+    put(tmp_path / "street/ADE_1/instance_001_ADE_1.png", white(B))
+    objects = [
+        {"id": n, "name": f"caf\u00e9 {n}", "parts": {"part_level": n}, "instance_mask": name}
+        for n, name in enumerate(("ADE_1/instance_000_ADE_1.png", "ADE_1/instance_001_ADE_1.png"))
+    ]
+    text = json.dumps({"annotation": {"object": objects}}, ensure_ascii=False)
+    put(tmp_path / "street/ADE_1.json", text.encode("latin-1"))
+    assert read(tmp_path).of("street/ADE_1.jpg") == [("caf\u00e9 0", 120)]
+
+
+def test_voc_and_cityscapes_are_known_by_their_folders(tmp_path) -> None:
+    voc = tmp_path / "voc"
+    put(voc / "JPEGImages/7.jpg", encoded(pixels(), "JPEG"))
+    put(voc / "SegmentationClass/7.png", encoded(painted([(A, 12), (B, 9), (A[::-1], 255)])))
+    put(voc / "SegmentationObject/7.png", encoded(painted([(A, 1), (B, 2), (A[::-1], 255)])))
+    put(voc / "Annotations/7.xml", "<annotation></annotation>")
+    assert read(voc).of("JPEGImages/7.jpg") == [("dog", 120), ("chair", 63)]
+    city = tmp_path / "city"
+    put(city / "leftImg8bit/val/x/x_1_leftImg8bit.png", encoded(pixels()))
+    ids = painted([(A, 24_001), (B, 7), (rectangle(0, 36, 60, 4), 3)], np.uint16)
+    put(city / "gtFine/val/x/x_1_gtFine_instanceIds.png", encoded(ids))
+    put(city / "gtFine/val/x/x_1_gtFine_labelIds.png", encoded(painted([(A, 24)])))
+    found = read(city)
+    assert found.of("leftImg8bit/val/x/x_1_leftImg8bit.png") == [("road", 63), ("person", 120)]
+
+
 @pytest.mark.parametrize(
     ("files", "words"),
     [
