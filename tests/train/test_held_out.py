@@ -16,6 +16,7 @@ from tap_engine.train.concepts import ConceptSpace
 from tap_engine.train.evaluation.region_model import Predicted
 from tap_engine.train.held_out import HeldOutConfig, measure, report_checkpoint
 from tap_engine.train.held_out_data import open_measured, stored_images
+from tap_engine.train.held_out_picture import pair
 from tap_engine.train.run import open_run
 from tests.train.small_run import small_config
 from tests.train.small_store import CONCEPTS, make_store
@@ -115,11 +116,11 @@ def test_a_checkpoint_is_measured_and_drawn(store, tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "pairs.png")), expected)
     # Truth stands on the left and does not follow the model; the prediction on the right does.
     stored = next(stored_images(reader, 1))
-    before = [np.asarray(side) for side in held_out.pair(tap, space, stored)]
+    before = [np.asarray(side) for side in pair(tap, space, stored)]
     with torch.no_grad():
         for parameter in tap.model.image_decoder.parameters():
             parameter.add_(torch.randn_like(parameter))
-    after = [np.asarray(side) for side in held_out.pair(tap, space, stored)]
+    after = [np.asarray(side) for side in pair(tap, space, stored)]
     assert np.array_equal(before[0], after[0]) and not np.array_equal(before[1], after[1])
     assert not np.array_equal(before[0], before[1])
 
