@@ -1,6 +1,7 @@
 """What of Open-Vocabulary SAM needs CLIP's text tower, or the whole CLIP on cut-out pictures."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from tap_engine.model.image_input import Rgb
 from tap_engine.model.ovsam.classes import ClassTable, make_classes, synonyms
+from tap_engine.model.ovsam.union import aliases_of, union_classes
 from tap_engine.pipeline.config import CropOptions
 from tap_engine.pipeline.crop import crop_regions
 from tap_engine.pipeline.teacher import Teacher, TeacherConfig
@@ -26,7 +28,7 @@ def make_class_file(
     download: bool,
     names: Path | None,
     truth: Path | None,
-    annotations: Path | None,
+    annotations: list[Path] | None,
     base: Path | None,
     base_share: float,
     seed: int,
@@ -36,21 +38,25 @@ def make_class_file(
     Raises:
         ConfigError: no names, or a split that cannot be.
     """
-    if sum(given is not None for given in (names, truth, annotations)) != 1:
+    if sum(map(bool, (names, truth, annotations))) != 1:
         raise ConfigError(
             "give one of --names, --truth and --annotations: it says which classes there are"
         )
     if not 0 <= base_share < 1:
         raise ConfigError(f"--base-share must be in 0..1, got {base_share}")
+    aliases: dict[str, int] = {}
     if truth is not None:
         table = read_truth(truth, ("kind", "concept"))
         pairs = zip(table["kind"].to_pylist(), table["concept"].to_pylist(), strict=True)
         listed = sorted({concept for kind, concept in pairs if kind == OBJECT})
         texts = [synonyms(name) for name in listed]
-    elif annotations is not None:
-        categories = json.loads(annotations.read_text("utf-8"))["categories"]
-        listed = [str(category["name"]) for category in categories]
+    elif annotations and len(annotations) == 1:
+        listed = _categories(annotations[0])
         texts = [synonyms(name) for name in listed]
+    elif annotations:
+        union = union_classes({path.name: _categories(path) for path in annotations})
+        listed, texts = [found.name for found in union], [found.texts for found in union]
+        aliases = aliases_of(union)
     else:
         assert names is not None
         lines = [line.strip() for line in names.read_text("utf-8").splitlines() if line.strip()]
@@ -60,13 +66,17 @@ def make_class_file(
             for line in lines
         ]
     teacher = Teacher(TeacherConfig(name=clip, pretrained=pretrained, download=download))
-    found = make_classes(listed, teacher.encode_texts, texts=texts)
+    found = replace(make_classes(listed, teacher.encode_texts, texts=texts), aliases=aliases)
     chosen = _base_names(listed, base, base_share, seed)
     if chosen:
         found = found.with_kinds(base=chosen, novel=set(listed) - chosen)
     out.parent.mkdir(parents=True, exist_ok=True)
     found.save(out)
     return found
+
+
+def _categories(path: Path) -> list[str]:
+    return [str(category["name"]) for category in json.loads(path.read_text("utf-8"))["categories"]]
 
 
 def _base_names(listed: list[str], base: Path | None, share: float, seed: int) -> set[str]:

@@ -149,7 +149,10 @@ def classes(
         Path | None, typer.Option(help="Or the truth table of a sample world: its objects.")
     ] = None,
     annotations: Annotated[
-        Path | None, typer.Option(help="Or an annotation file in COCO's or LVIS's form.")
+        list[Path] | None,
+        typer.Option(
+            help="Or an annotation file in COCO's or LVIS's form; several give the union."
+        ),
     ] = None,
     base: Annotated[
         Path | None, typer.Option(help="Text file with the names of the base classes.")

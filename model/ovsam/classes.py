@@ -8,8 +8,8 @@ checkpoint as `classes.safetensors`, so a model names things without a text towe
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -78,11 +78,13 @@ class ClassTable:
         prototypes: [C, P, E] unit text embeddings; a class of fewer synonyms repeats its first.
         kinds: [C] int64: BASE, NOVEL or NEITHER. All are NOVEL where nobody says, so that frozen
             CLIP has the most weight.
+        aliases: other names -> place: how the data sets of a union write these classes.
     """
 
     names: tuple[str, ...]
     prototypes: Tensor
     kinds: Tensor
+    aliases: Mapping[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(set(self.names)) != len(self.names):
@@ -103,6 +105,11 @@ class ClassTable:
         """Sixteen hexadecimal digits of names and order."""
         return hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:16]
 
+    @property
+    def ids(self) -> dict[str, int]:
+        """Every name and alias -> place."""
+        return {**self.aliases, **{name: index for index, name in enumerate(self.names)}}
+
     def subset(self, names: Iterable[str]) -> "ClassTable":
         """Only these classes, in this order.
 
@@ -117,7 +124,9 @@ class ClassTable:
                 f"{missing[0]!r}; make a table of them with CLIP's text tower"
             )
         rows = torch.tensor([ids[name] for name in wanted], dtype=torch.int64)
-        return ClassTable(wanted, self.prototypes[rows], self.kinds[rows])
+        places = {old: new for new, old in enumerate(rows.tolist())}
+        aliases = {name: places[old] for name, old in self.aliases.items() if old in places}
+        return ClassTable(wanted, self.prototypes[rows], self.kinds[rows], aliases)
 
     def with_kinds(self, base: Iterable[str] = (), novel: Iterable[str] = ()) -> "ClassTable":
         """The same classes with a split; those in neither list can never be the answer.
@@ -135,12 +144,16 @@ class ClassTable:
         for group, kind in ((base, BASE), (novel, NOVEL)):
             for name in group:
                 kinds[ids[name]] = kind
-        return ClassTable(self.names, self.prototypes, kinds)
+        return replace(self, kinds=kinds)
 
     def save(self, path: str | Path) -> None:
         """Writes the file."""
         tensors = {"prototypes": self.prototypes, "kinds": self.kinds}
-        write_tensors(Path(path), tensors, {_METADATA: json.dumps({"names": self.names})})
+        write_tensors(
+            Path(path),
+            tensors,
+            {_METADATA: json.dumps({"names": self.names, "aliases": self.aliases})},
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> "ClassTable":
@@ -151,13 +164,14 @@ class ClassTable:
         """
         with open_tensors(Path(path)) as file:
             try:
-                names = json.loads((file.metadata() or {})[_METADATA])["names"]
+                content = json.loads((file.metadata() or {})[_METADATA])
+                names, aliases = content["names"], content.get("aliases", {})
                 parts = file.get_tensor("prototypes"), file.get_tensor("kinds")
             except (KeyError, ValueError, TypeError) as error:
                 raise CheckpointError(
                     f"{path}: expected text prototypes with class names, found {error!r}"
                 ) from error
-        return cls(tuple(names), parts[0].float(), parts[1])
+        return cls(tuple(names), parts[0].float(), parts[1], aliases)
 
 
 def make_classes(

@@ -168,7 +168,9 @@ class OpenVocabularySam:
                 f"{table.prototypes.shape[-1]}: was it made with another CLIP?"
             )
         device = self.model.pixel_mean.device
-        self._classes = ClassTable(table.names, table.prototypes.to(device), table.kinds.to(device))
+        self._classes = replace(
+            table, prototypes=table.prototypes.to(device), kinds=table.kinds.to(device)
+        )
 
     @property
     def concepts(self) -> ClassTable | None:

@@ -175,8 +175,7 @@ def _objective(
     # Where there is no split every class is learned.
     learned = classes.subset(base) if base else classes
     truth = Truth.read(config.init.labels) if config.init.labels else None
-    ids = {name: index for index, name in enumerate(learned.names)}
-    labels = labels_of_stores(stream.readers, ids, truth)
+    labels = labels_of_stores(stream.readers, learned.ids, truth)
     if not len(labels):
         raise ConfigError("no region of these stores is of a class that is learned")
     notes.append(f"{config.init.classes}: {len(labels):,} regions of {len(learned.names)} classes")

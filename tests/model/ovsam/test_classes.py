@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from tap_engine.model.ovsam.classes import (
 )
 from tap_engine.model.ovsam.config import FusionConfig
 from tap_engine.model.ovsam.fusion import IMPOSSIBLE, best_classes, fuse
+from tap_engine.model.ovsam.union import aliases_of, union_classes
 from tap_engine.schemas.errors import ConfigError
 from tests.model.ovsam.small import NAMES, small_classes
 
@@ -139,3 +142,31 @@ def test_fusion_weighs_novel_classes_by_beta_and_ignores_clip_under_an_empty_mas
     ids, values = best_classes(found, 9)
     assert ids.shape == (6, 5) and not (ids[:, 0] == 2).any()
     assert (values.diff(dim=1) <= 0).all()
+
+
+def test_a_union_joins_by_first_synonym_and_keeps_where_a_name_is_from(tmp_path) -> None:
+    lists = {
+        "objects": ["Sofa/couch", "Lamp", "Crane"],
+        "lvis": ["sofa", "crane", "tape_(sticky_cloth_or_paper)", "lamp, lantern"],
+    }
+    union = union_classes(lists)
+    assert [found.name for found in union] == [
+        "sofa",
+        "lamp",
+        "crane",
+        "tape (sticky cloth or paper)",
+    ]
+    assert union[0].texts == ("sofa", "couch") and union[1].texts == ("lamp", "lantern")
+    assert union[0].members == (("objects", "Sofa/couch"), ("lvis", "sofa"))
+    aliases = aliases_of(union)
+    assert aliases["Sofa/couch"] == aliases["sofa"] == 0 and aliases["lamp, lantern"] == 1
+    made = make_classes([f.name for f in union], encode, texts=[f.texts for f in union])
+    table = replace(made, aliases=aliases)
+    table.save(tmp_path / "classes.safetensors")
+    found = ClassTable.load(tmp_path / "classes.safetensors")
+    assert found.ids["Crane"] == 2 and found.ids == table.ids
+    some = found.with_kinds(base=("lamp", "sofa")).subset(("lamp", "sofa"))
+    assert some.ids == {"lamp": 0, "Lamp": 0, "lamp, lantern": 0, "sofa": 1, "Sofa/couch": 1}
+    other = union_classes({"lvis": lists["lvis"], "objects": lists["objects"]})
+    again = make_classes([f.name for f in other], encode, texts=[f.texts for f in other])
+    assert again.fingerprint != table.fingerprint  # the order of ids is part of it
