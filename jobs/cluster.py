@@ -3,7 +3,9 @@
 import logging
 import os
 import signal
+import socket
 import sys
+import tempfile
 import threading
 import warnings
 from collections.abc import Iterator
@@ -13,6 +15,8 @@ from types import FrameType
 from typing import Any
 
 from tap_engine.schemas.errors import ConfigError
+
+_ANSWER_S = 10.0
 
 
 @contextmanager
@@ -46,8 +50,10 @@ def ray_session(address: str | None, cpus: int | None, wheel: str | None) -> Ite
     if address and cpus:
         raise ConfigError("--cpus is for a local Ray; a running cluster has its own")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if cpus is not None and cpus < 1:
+        raise ConfigError(f"--cpus must be at least 1, got {cpus}")
     if wheel:
-        if not Path(wheel).is_file():
+        if not Path(wheel).is_file() or not wheel.endswith(".whl"):
             raise ConfigError(f"no wheel {wheel!r}; `make wheel` writes one to dist/")
         options["runtime_env"] = {"py_modules": [wheel]}
     address = address or os.environ.get("RAY_ADDRESS")
@@ -55,11 +61,18 @@ def ray_session(address: str | None, cpus: int | None, wheel: str | None) -> Ite
         options["address"] = address
     else:
         options |= {"address": "local", "num_cpus": cpus, "include_dashboard": False}
+    if address:
+        _require_answer(address)
+    if "HOME" not in os.environ:
+        try:
+            Path.home()
+        except RuntimeError:  # a user that this machine does not know, as containers have
+            os.environ["HOME"] = tempfile.mkdtemp(prefix="tap-home-")
     try:
         with _silent_start():
             ray.init(**options)
-    except ConnectionError as error:
-        raise ConfigError(f"no Ray cluster at {address!r}: {error}") from error
+    except (ConnectionError, OSError, ValueError, RuntimeError) as error:
+        raise ConfigError(_why(error, address)) from error
     # Ray has set its own, which aborts. A stop by Slurm or Kubernetes is one by Ctrl-C.
     main = threading.current_thread() is threading.main_thread()
     before = signal.signal(signal.SIGTERM, _stop) if main else None
@@ -100,3 +113,35 @@ def _silent_start() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def _require_answer(address: str) -> None:
+    """Ask a cluster's address before Ray does, which waits a quarter of an hour for an answer.
+
+    Raises:
+        ConfigError: nobody answers there.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if address == "auto" or not colon or not port.isdigit():
+        return
+    print(f"connecting to the Ray cluster at {address}", file=sys.stderr)
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+    except OSError as error:
+        raise ConfigError(
+            f"no Ray cluster at {address!r}: nobody answers ({error}); `ray status` on its head "
+            "says the address"
+        ) from error
+
+
+def _why(error: BaseException, address: str | None) -> str:
+    """Ray's reason in one line; what lies below a connection that was refused, too."""
+    reasons: list[str] = []
+    link: BaseException | None = error
+    while link is not None:
+        text = (str(link).strip().splitlines() or [type(link).__name__])[0][:300]
+        if text not in reasons:
+            reasons.append(text)
+        link = link.__cause__ or link.__context__
+    where = f"no Ray cluster at {address!r}" if address else "Ray does not start on this machine"
+    return f"{where}: {'; '.join(reasons)}"

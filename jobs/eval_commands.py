@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tap_engine.jobs.output import EVALUATE, command_errors
+from tap_engine.jobs.output import EVALUATE, command_errors, local_only
 from tap_engine.train.evaluation.tasks import task_names
 
 if TYPE_CHECKING:
@@ -87,14 +87,16 @@ def evaluate(
     crop_fill: Annotated[
         str, typer.Option(help="What a crop shows outside of the mask: keep, mean or black.")
     ] = "keep",
-    limit: Annotated[int, typer.Option(help="Use only the first N images; 0 uses all.")] = 0,
+    limit: Annotated[int, typer.Option(min=0, help="Use only the first N images; 0 uses all.")] = 0,
     device: Annotated[str, typer.Option(help="The device: auto, cpu, cuda or cuda:1.")] = "auto",
     precision: Annotated[
         str, typer.Option(help="The precision of the arithmetic: auto, fp32, fp16 or bf16.")
     ] = "fp32",
     chunk: Annotated[
         int,
-        typer.Option(help="The number of prompts that are decoded at a time; it bounds memory."),
+        typer.Option(
+            min=1, help="The number of prompts that are decoded at a time; it bounds memory."
+        ),
     ] = 64,
     name: Annotated[str | None, typer.Option(help="The name of the row in the tables.")] = None,
     data_name: Annotated[
@@ -154,7 +156,9 @@ def evaluate(
 
 
 def ablate(
-    out: Annotated[Path, typer.Option(help="The folder for runs, predictions and report.")],
+    out: Annotated[
+        Path, typer.Option(callback=local_only, help="The folder for runs, predictions and report.")
+    ],
     store: Annotated[
         list[str] | None,
         typer.Option(help="A store of the sample world to pre-train on; repeatable."),
@@ -250,7 +254,10 @@ def score(
         ),
     ] = "",
     out: Annotated[
-        Path | None, typer.Option(help="The folder for score.json, report.md and report.json.")
+        Path | None,
+        typer.Option(
+            callback=local_only, help="The folder for score.json, report.md and report.json."
+        ),
     ] = None,
     instances: Annotated[
         str | None, typer.Option(help="The instances.json that belongs to a refs pickle.")
@@ -328,7 +335,8 @@ def report(
         ),
     ] = False,
     out: Annotated[
-        Path | None, typer.Option(help="The folder for report.md and report.json.")
+        Path | None,
+        typer.Option(callback=local_only, help="The folder for report.md and report.json."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print json instead of a table.")] = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from tap_engine.jobs.options import LOOK, StorageOption, StoreArgument, store_at
-from tap_engine.jobs.output import NOT_VALID, command_errors
+from tap_engine.jobs.output import NOT_VALID, command_errors, new_picture
 
 MAX_KEY = (1 << 63) - 1
 """Keys are int64 (schemas/keys.py; not imported here, so that --help stays instant)."""
@@ -139,7 +139,7 @@ def nearest(
 
 def picture(
     store: StoreArgument,
-    out: Annotated[Path, typer.Option(help="The PNG file to write.")],
+    out: Annotated[Path, typer.Option(callback=new_picture, help="The PNG file to write.")],
     images: Annotated[
         int, typer.Option(help="The number of images: the first N of the store.")
     ] = 6,

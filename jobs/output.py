@@ -5,7 +5,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -113,6 +113,30 @@ def local_file(path: Path | str, option: str, endings: tuple[str, ...] = ()) -> 
         raise ConfigError(f"{option} {place} is a folder, expected a file")
     local_folder(place.parent, option)
     return place
+
+
+def local_only(value: Path | None) -> Path | None:
+    """Callback of an option that names a folder: no URI, which would become a folder `s3:`."""
+    return _checked(value, lambda path: _local(path, "it"))
+
+
+def new_file(value: Path | None) -> Path | None:
+    """Callback of an option that names a file to write: its folder is made, before any work."""
+    return value if str(value) == "-" else _checked(value, lambda path: local_file(path, "it"))
+
+
+def new_picture(value: Path | None) -> Path | None:
+    """The same for a picture, whose ending says its form."""
+    return _checked(value, lambda path: local_file(path, "it", PICTURES))
+
+
+def _checked(value: Path | None, check: Callable[[Path], Path]) -> Path | None:
+    from tap_engine.schemas.errors import ConfigError
+
+    try:
+        return None if value is None else check(value)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tap_engine.jobs.output import command_errors
+from tap_engine.jobs.output import command_errors, new_file, new_picture
 
 if TYPE_CHECKING:
     from tap_engine.model.concepts import ConceptTable
@@ -39,11 +39,18 @@ def predict(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="The picture to write; IMAGE.tap.png in this folder by default."),
+        typer.Option(
+            callback=new_picture,
+            help="The picture to write; IMAGE.tap.png in this folder by default.",
+        ),
     ] = None,
     json_out: Annotated[
         Path | None,
-        typer.Option("--json", help="The json file to write; - prints json instead of text."),
+        typer.Option(
+            "--json",
+            callback=new_file,
+            help="The json file to write; - prints json instead of text.",
+        ),
     ] = None,
     concepts: Annotated[
         str | None, typer.Option(help="The names to choose from: a vocabulary file, or a,b,c.")

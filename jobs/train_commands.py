@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tap_engine.jobs.output import EVALUATE, PUBLISH, TRAIN, command_errors
+from tap_engine.jobs.output import (
+    EVALUATE,
+    PUBLISH,
+    TRAIN,
+    command_errors,
+    local_only,
+    new_file,
+    new_picture,
+)
 
 if TYPE_CHECKING:
     from tap_engine.train.config import TrainConfig
@@ -36,7 +44,7 @@ def run(
     recipe: Annotated[
         str, typer.Option(help="The settings to start from; `tap-train recipes` lists them.")
     ],
-    out: Annotated[Path, typer.Option(help="The folder of the run.")],
+    out: Annotated[Path, typer.Option(callback=local_only, help="The folder of the run.")],
     store: Annotated[
         list[str] | None, typer.Option(help="A store to train on; repeatable, several are joined.")
     ] = None,
@@ -136,7 +144,10 @@ def measure(
         typer.Option(help="The split of a captioned store: val (default), test or train."),
     ] = None,
     picture: Annotated[
-        Path | None, typer.Option(help="A PNG to write, with the truth beside the prediction.")
+        Path | None,
+        typer.Option(
+            callback=new_picture, help="A PNG to write, with the truth beside the prediction."
+        ),
     ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print json instead of tables.")] = False,
 ) -> None:
@@ -161,7 +172,7 @@ def measure(
 
 def export(
     model: Annotated[Path, typer.Argument(help="The model: a run folder or a checkpoint folder.")],
-    out: Annotated[Path, typer.Argument(help="The folder to write.")],
+    out: Annotated[Path, typer.Argument(callback=local_only, help="The folder to write.")],
     half: Annotated[
         bool, typer.Option(help="Write the parameters in float16, at half the size.")
     ] = False,
@@ -177,7 +188,7 @@ def export(
 
 def gate(
     name: Annotated[str, typer.Argument(help="The gate: overfit, quick or losses.")],
-    out: Annotated[Path, typer.Option(help="The folder for the runs.")],
+    out: Annotated[Path, typer.Option(callback=local_only, help="The folder for the runs.")],
     store: Annotated[list[str], typer.Option(help="A store of the sample world to train on.")],
     held_out: Annotated[str, typer.Option(help="A store of the sample world to measure on.")] = "",
     truth: TruthOption = "",
@@ -205,7 +216,9 @@ def gate(
 
 def tokenizer(
     store: Annotated[list[str], typer.Option(help="A captioned store; repeatable.")],
-    out: Annotated[Path, typer.Option(help="The file to write, such as tokenizer.json.")],
+    out: Annotated[
+        Path, typer.Option(callback=new_file, help="The file to write, such as tokenizer.json.")
+    ],
     size: Annotated[
         int, typer.Option(help="The number of token ids; the papers have 32,000.")
     ] = 32_000,

@@ -6,6 +6,7 @@ ones. Training and the data engine share it.
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -76,6 +77,8 @@ def _parsed(text: str, kind: Any, name: str) -> Any:
     try:
         if kind is bool:
             return {"true": True, "false": False, "1": True, "0": False}[text.lower()]
+        if kind in (int, float) and not math.isfinite(float(text)):
+            raise ValueError("not finite")
         if kind in (int, float, str):
             # 1e3 is a number of steps too.
             return (
@@ -99,7 +102,7 @@ def _parsed(text: str, kind: Any, name: str) -> Any:
             if text.lower() == "none":
                 return None
             return _parsed(text, next(a for a in args if a is not type(None)), name)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, OverflowError) as error:
         wanted = kind.__name__ if isinstance(kind, type) else str(kind)
         if origin is typing.Literal:
             wanted = f"one of {', '.join(map(str, args))}"

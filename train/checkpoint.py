@@ -177,9 +177,31 @@ def read_state(path: Path) -> dict[str, Any]:
         CheckpointError: damaged.
     """
     try:
-        return json.loads((path / STATE).read_text())
+        state = json.loads((path / STATE).read_text())
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
+    if not isinstance(state, dict):
+        raise _damaged(path, ValueError(f"{STATE} is no object"))
+    return state
+
+
+def read_run_state(path: Path) -> dict[str, Any]:
+    """The same, with all that a run needs to go on.
+
+    Raises:
+        CheckpointError: damaged, or of a version that kept other things.
+    """
+    state = read_state(path)
+    lacking = [key for key in ("step", "stream", "config", "scaler") if key not in state]
+    stream = state.get("stream")
+    if not lacking and not (isinstance(stream, dict) and {"consumed", "versions"} <= stream.keys()):
+        lacking = ["stream.consumed", "stream.versions"]
+    if lacking:
+        raise CheckpointError(
+            f"{path} was written by another version: its {STATE} lacks {', '.join(lacking)}. Its "
+            "weights still start a new run: --set init.weights=CHECKPOINT and another --out"
+        )
+    return state
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -62,6 +62,8 @@ class LoopConfig:
                 "train.steps, train.batch and train.images must be at least 1, got "
                 f"{self.steps}, {self.batch}, {self.images}"
             )
+        if self.threads < 0:
+            raise ConfigError(f"train.threads must not be negative (0 chooses), got {self.threads}")
         if self.precision not in ("fp32", "bf16", "fp16"):
             raise ConfigError(f"train.precision must be fp32, bf16 or fp16, got {self.precision!r}")
         if self.device not in ("auto", "cpu", "cuda"):

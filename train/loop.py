@@ -169,8 +169,9 @@ def not_finite(run: Run, batches: list[Batch], loss: float) -> TrainingError:
     }
     path.write_text(json.dumps(content))
     return TrainingError(
-        f"the loss is {loss} at step {run.step}; the images of the step are in {path}. The last "
-        "checkpoint is good: go on from it with a lower optim.rate or another train.precision"
+        f"the loss is {loss} at step {run.step}; the images of the step are in {path}. Go on from "
+        "the last checkpoint, where there is one, with a lower optim.rate or another "
+        "train.precision; or start again so"
     )
 
 

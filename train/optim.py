@@ -62,6 +62,11 @@ class OptimConfig:
                 "optim.rate and rate_batch must be positive and warmup_steps not negative, got "
                 f"{self.rate}, {self.rate_batch}, {self.warmup_steps}"
             )
+        if self.clip_norm < 0 or self.weight_decay < 0:
+            raise ConfigError(
+                "optim.clip_norm (0 never clips) and weight_decay must not be negative, got "
+                f"{self.clip_norm}, {self.weight_decay}"
+            )
         if not 0 <= self.ema_decay < 1 or not 0 <= self.final_share <= 1:
             raise ConfigError("optim.ema_decay must be in [0, 1) and final_share in [0, 1]")
 

@@ -32,7 +32,7 @@ from tap_engine.train.checkpoint import (
     find_checkpoint,
     load_optimizer,
     optimizer_tensors,
-    read_state,
+    read_run_state,
     read_tensors,
     save_checkpoint,
 )
@@ -189,7 +189,7 @@ class Run:
         Raises:
             CheckpointError: damaged, or of another model or stream.
         """
-        state, tensors = read_state(path), read_tensors(path)
+        state, tensors = read_run_state(path), read_tensors(path)
         self.consumed = self.stream.resume(state["stream"])
         self.step = int(state["step"])
         load_weights(self.model, path)
@@ -263,8 +263,11 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
     )
     lock: FolderLock | None = FolderLock(folder) if process.is_main else None
     distributed.from_main(lock.take if lock else bool)
+    held = config.held_out
+    if held.store and held.truth:  # now, not after the steps up to the first measuring
+        distributed.from_main(lambda: bool(Truth.read(held.truth)))
     checkpoint = distributed.from_main(lambda: find_checkpoint(folder, resume))
-    before = read_state(checkpoint) if checkpoint is not None else None
+    before = read_run_state(checkpoint) if checkpoint is not None else None
     if checkpoint is None:
         check_start(config)
     versions = before["stream"]["versions"] if before else None
@@ -276,7 +279,7 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
     space = ConceptSpace.of_stores(taught, config.loss.logit_scale) if taught else None
 
     torch.manual_seed(config.train.seed)
-    model, notes = initial_model(config, tokenizer)
+    model, notes = initial_model(config, tokenizer, resumed=checkpoint is not None)
     objective = Objective(
         model,
         space,
@@ -312,7 +315,7 @@ def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
             steps=config.train.steps,
             active=process.is_main,
         ),
-        names=concept_table_of(config, space),
+        names=concept_table_of(config, space, checkpoint),
         tokenizer=tokenizer,
         lock=lock,
         viewed=open_measured(

@@ -75,7 +75,8 @@ class RunLog:
         self._run = run
         self._path = run / FILE
         if self._path.exists():
-            kept = [line for line in self._path.read_text().splitlines() if _step_of(line) <= step]
+            lines = self._path.read_text(errors="replace").splitlines()
+            kept = [line for line in lines if _step_of(line) <= step]
             self._path.write_text("".join(line + "\n" for line in kept))
         if config.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -171,5 +172,5 @@ def _step_of(line: str) -> int:
     # A line cut by a kill counts as later than everything.
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return sys.maxsize

@@ -59,7 +59,7 @@ def trunk_file(name: str) -> Path:
 
 
 def initial_model(
-    config: TrainConfig, tokenizer: TextTokenizer | None = None
+    config: TrainConfig, tokenizer: TextTokenizer | None = None, *, resumed: bool = False
 ) -> tuple[TapModel, list[str]]:
     """The network with its starting weights, and what was loaded; seed torch first.
 
@@ -67,12 +67,17 @@ def initial_model(
         config: the settings of the run.
         tokenizer: the tokenizer of the run. A text decoder of `init.weights` that learned other
             ids, or has another shape or prompt, is not loaded: it starts at random.
+        resumed: a checkpoint will set all weights, so none are read: what the run started from may
+            be gone by now.
 
     Raises:
         ConfigError: a start that is for the other kind of image encoder.
         CheckpointError: weights of another model.
     """
-    model, init, notes = TapModel(config.model), config.init, []
+    notes: list[str] = []
+    model, init = TapModel(config.model), config.init
+    if resumed:
+        return model, notes
     encoder = model.image_encoder
     if init.mae:
         if not isinstance(encoder, VitEncoder):
@@ -119,11 +124,12 @@ def tokenizer_of(config: TrainConfig, checkpoint: Path | None) -> TextTokenizer 
     """
     init, found = config.init, None
     before = [checkpoint] if checkpoint is not None else []
-    before += [model_folder(Path(init.weights))] if init.weights else []
+    if init.weights and checkpoint is None:
+        before.append(model_folder(Path(init.weights)))
     for folder in before:
         if found is None and any((folder / name).is_file() for name in TOKENIZER_FILES):
             found = load_tokenizer(folder)
-    if init.tokenizer:
+    if init.tokenizer and (found is None or Path(init.tokenizer).exists()):
         given = load_tokenizer(init.tokenizer)
         if checkpoint is not None and found and given.fingerprint != found.fingerprint:
             raise CheckpointError(
@@ -145,13 +151,16 @@ def tokenizer_of(config: TrainConfig, checkpoint: Path | None) -> TextTokenizer 
     return found
 
 
-def concept_table_of(config: TrainConfig, space: ConceptSpace | None) -> ConceptTable | None:
+def concept_table_of(
+    config: TrainConfig, space: ConceptSpace | None, checkpoint: Path | None = None
+) -> ConceptTable | None:
     """The concept table that goes with the model: what it learns, or what it was started with."""
     if not config.model.decoder.semantic:
         return None
     learned = "embedding" in config.loss.columns or "concept_ids" in config.loss.columns
     if not learned and config.init.weights:
-        file = model_folder(Path(config.init.weights)) / CONCEPTS_FILE
+        started = model_folder(Path(config.init.weights)) if checkpoint is None else checkpoint
+        file = started / CONCEPTS_FILE
         if file.is_file():
             return ConceptTable.load(file)
     return space.table if space is not None else None

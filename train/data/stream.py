@@ -6,6 +6,7 @@ same sequence: an image comes exactly once per epoch for any number of either, n
 dropped, and the last batch of an epoch is filled from the next one.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -83,8 +84,11 @@ class StreamConfig:
         for name in ("run_rows", "mixed_runs", "read_ahead", "prefetch"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"stream.{name} must be at least 1, got {getattr(self, name)}")
-        if self.workers < 0:
-            raise ConfigError(f"stream.workers must not be negative, got {self.workers}")
+        for name in ("workers", "max_problems", "first_images"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"stream.{name} must not be negative, got {getattr(self, name)}")
+        if any(not 0 < weight < math.inf for weight in self.weights):
+            raise ConfigError(f"stream.weights must be positive numbers, got {self.weights}")
         if not 0 < self.share <= 1:
             raise ConfigError(f"stream.share must be in (0, 1], got {self.share}")
         if self.mixture and (self.weights or self.first_images or self.share < 1):

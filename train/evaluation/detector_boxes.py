@@ -26,8 +26,13 @@ class Detected:
 class DetectorBoxes:
     """A detector's results file by image; 44 bytes per box in memory (145 MB for LVIS val)."""
 
-    def __init__(self, path: str, truth: GroundTruth) -> None:
+    def __init__(self, path: str, truth: GroundTruth, *, part: bool = False) -> None:
         """Read a COCO results file, such as ViTDet-H's.
+
+        Args:
+            path: the file.
+            truth: the images and categories that are evaluated.
+            part: `truth` has some of its images only; boxes of others are left out.
 
         Raises:
             SchemaError: boxes of images or categories that the truth does not have.
@@ -38,6 +43,11 @@ class DetectorBoxes:
         image_ids, boxes, categories, scores = (
             np.concatenate(column) for column in zip(*batches, strict=True)
         )
+        if part:
+            mine = np.isin(image_ids, np.fromiter(truth.images, np.int64))
+            image_ids, boxes, categories, scores = (
+                column[mine] for column in (image_ids, boxes, categories, scores)
+            )
         for what, found, known in (
             ("image", image_ids, truth.images),
             ("category", categories, truth.categories),

@@ -1,6 +1,7 @@
 """A whole evaluation as a command asks for it: data and model together, predict, wait, score."""
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,9 @@ class CropClassifier(Classifier, Protocol):
     """A teacher that names crops of boxes; `settings` say which teacher and which crops."""
 
     settings: dict[str, Any]
+
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,7 +109,11 @@ def run_evaluation(request: EvalRequest, engine: DataEngine, say: Say) -> list[S
     data = evaluation_set(request.data, engine.draw_samples, masks=masks)
     truth = data.truth
     say(f"{truth.name}: {len(truth.images):,} images, {truth.regions.num_rows:,} regions")
-    detector = DetectorBoxes(request.boxes, truth) if request.boxes else None
+    detector = (
+        DetectorBoxes(request.boxes, truth, part=bool(request.data.limit))
+        if request.boxes
+        else None
+    )
     if detector is not None:
         say(f"{len(detector):,} boxes of {request.boxes}")
     tasks = named or _usual(truth)
@@ -189,9 +197,19 @@ def _class_names(
     names = readable_names([category.name for category in truth.categories.values()])
     if request.concepts is not None:
         table = ConceptTable.load(request.concepts)
-        if len(table.names) == len(names):
-            return table  # official files name classes in their own way, in category order
-        return table.subset(names)
+        if set(names) <= set(table.names) or len(table.names) != len(names):
+            return table.subset(names)
+        # Official files name classes in their own way, in category order: said, not guessed at.
+        other = [pair for pair in zip(table.names, names, strict=True) if pair[0] != pair[1]]
+        shown = ", ".join(f"{theirs!r} for class {ours!r}" for theirs, ours in other[:5])
+        _LOG.warning(
+            "%s has other names than the data's %d classes; they are taken in order: %s%s",
+            request.concepts,
+            len(names),
+            shown,
+            f" and {len(other) - 5} more" if len(other) > 5 else "",
+        )
+        return table
     if request.teacher is not None:
         return engine.embed_names(names, request.teacher, request.device)
     if tap.concepts is None:

@@ -7,10 +7,11 @@ SPICE is left out, its scorer downloads a gigabyte when it is constructed.
 
 import contextlib
 import importlib.util
+import os
 import shutil
 import string
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def score_captions(
     Raises:
         SchemaError: a region lacks its caption or its references, or a caption no region asked for.
         ConfigError: pycocoevalcap is not installed.
-        SourceError: Java failed.
+        SourceError: Java failed at the start; METEOR alone missing is a note.
     """
     if not can_score_captions():
         raise ConfigError(CAPTION_EVAL_HINT)
@@ -88,14 +89,18 @@ def score_captions(
 
     bleu, _ = Bleu(4).compute_score(truths, candidates, verbose=0)
     metrics = {f"BLEU@{n}": float(score) for n, score in enumerate(bleu, start=1)}
+    notes = [] if java else [JAVA_HINT]
     if java and meteor:
-        metrics["METEOR"] = _meteor(truths, candidates)
+        try:
+            metrics["METEOR"] = _meteor(truths, candidates)
+        except SourceError as error:
+            notes.append(f"no METEOR: {error}")
     metrics["ROUGE-L"] = float(Rouge().compute_score(truths, candidates)[0])
     metrics["CIDEr"] = float(Cider().compute_score(truths, candidates)[0])
     return CaptionScores(
         metrics=metrics,
         text_processing=PTB if java else PLAIN,
-        notes=() if java else (JAVA_HINT,),
+        notes=tuple(notes),
     )
 
 
@@ -133,13 +138,28 @@ def _ptb_tokens(lines: Sequence[str]) -> list[str]:
     options = ["-Dfile.encoding=UTF-8", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer"]
     options += ["-preserveLines", "-lowerCase", "-encoding", "UTF-8"]
     text = "".join(_one_line(line) + "\n" for line in lines)
-    done = subprocess.run(["java", *options], input=text.encode(), capture_output=True)
+    with _english_java():
+        done = subprocess.run(["java", *options], input=text.encode(), capture_output=True)
     found = done.stdout.decode(errors="replace").split("\n")[: len(lines)]
     if done.returncode or len(found) < len(lines):
         said = done.stderr.decode(errors="replace")[-400:]
         raise SourceError(f"the PTB tokeniser stopped with {done.returncode}: {said}")
     dropped = frozenset(ptb.PUNCTUATIONS)
     return [" ".join(w for w in line.split(" ") if w and w not in dropped) for line in found]
+
+
+@contextlib.contextmanager
+def _english_java() -> Iterator[None]:
+    """Java that is started in here writes 0.5 and not 0,5, whatever the machine's language is."""
+    name, before = "JAVA_TOOL_OPTIONS", os.environ.get("JAVA_TOOL_OPTIONS")
+    os.environ[name] = f"{before or ''} -Duser.language=en -Duser.country=US".strip()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _one_line(text: str) -> str:
@@ -154,7 +174,8 @@ def _plain_tokens(text: str) -> str:
 def _meteor(truths: Tokens, candidates: Tokens) -> float:
     from pycocoevalcap.meteor.meteor import Meteor
 
-    scorer = Meteor()
+    with _english_java():
+        scorer = Meteor()
     try:
         return float(scorer.compute_score(truths, candidates)[0])
     except (OSError, ValueError) as error:
