@@ -8,13 +8,14 @@ from typing import Annotated
 
 import typer
 
-from tap_engine.jobs.options import BUILD, StorageOption
+from tap_engine.jobs.options import BUILD, SAMPLE_WORLD, StorageOption
 from tap_engine.jobs.output import EVALUATE, FAILED, TRAIN, command_errors, parse_pairs
 
 
 def register_data(app: typer.Typer) -> None:
     """Adds the data half to `tap-data`."""
     app.command("import-conversations", rich_help_panel=BUILD)(import_conversations)
+    app.command("sample-conversations", rich_help_panel=SAMPLE_WORLD)(sample_conversations)
 
 
 def import_conversations(
@@ -140,6 +141,7 @@ def _typed() -> Iterator[str]:
 def register_training(app: typer.Typer) -> None:
     """Adds training and scoring to `tap-train`."""
     app.command("chat", rich_help_panel=TRAIN)(train)
+    app.command("measure-chat", rich_help_panel=EVALUATE)(measure)
     app.command("score-answers", rich_help_panel=EVALUATE)(score_answers)
 
 
@@ -251,3 +253,80 @@ def train(
         finally:
             distributed.stop()
         opened.log.say(f"done: {opened.step:,} steps; the newest checkpoint is in {out}")
+
+
+def measure(
+    run: Annotated[Path, typer.Argument(help="Run or checkpoint folder of a chat model.")],
+    conversations: Annotated[str, typer.Option(help="Store of held-out conversations.")],
+    images: Annotated[str | None, typer.Option(help="Folder or store of their images.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="caption for stage 1; by default the model's own.")
+    ] = None,
+    blind: Annotated[bool, typer.Option("--blind", help="Show no image.")] = False,
+    limit: Annotated[int, typer.Option(help="The first N conversations; 0 for all.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Exact answers and loss on held-out conversations, with their own images and with others'.
+
+    Example: tap-train measure-chat runs/chat2 --conversations val --images scenes/images
+    """
+    with command_errors():
+        from dataclasses import asdict
+
+        import torch
+
+        from tap_engine.model.chat.tap_chat import TapChat
+        from tap_engine.train.chat.config import ConversationConfig
+        from tap_engine.train.chat.measuring import measure_chat
+        from tap_engine.train.chat.stream import ChatStream
+        from tap_engine.train.checkpoint import model_folder
+
+        chat = TapChat.from_pretrained(model_folder(run), dtype=torch.float32)
+        data = ConversationConfig(
+            stores=(conversations,),
+            images=(images,) if images else (),
+            template=template or chat.config.template,
+            blind=blind,
+        )
+        stream = ChatStream(
+            data,
+            chat.tokens,
+            visual_tokens=chat.model.visual_tokens,
+            max_tokens=chat.config.max_tokens,
+            image_size=chat.tap.model.config.image_size,
+            fill_rgb=chat.tap.model.fill_rgb,
+            seed=0,
+        )
+        found = measure_chat(chat.model, stream, limit=limit)
+        if as_json:
+            typer.echo(json.dumps(asdict(found)))
+            return
+        for line in found.lines():
+            typer.echo(line)
+
+
+def sample_conversations(
+    out: Annotated[Path, typer.Argument(help="Folder to write.")],
+    scenes: Annotated[int, typer.Option(help="Scenes to train on.")] = 300,
+    held_out: Annotated[int, typer.Option(help="Other scenes, to measure on.")] = 60,
+    size: Annotated[int, typer.Option(help="Side of a scene, px.")] = 256,
+    seed: Annotated[int, typer.Option(help="Another seed gives other scenes.")] = 0,
+) -> None:
+    """Draw scenes with detailed captions and questions whose answers are known.
+
+    Example: tap-data sample-conversations talk --scenes 3000 --held-out 300
+    """
+    with command_errors():
+        from tap_engine.pipeline.sample.conversations import write_conversations
+        from tap_engine.schemas.progress import Progress
+
+        bar = Progress(scenes + held_out, unit="scenes")
+        write_conversations(
+            out, scenes=scenes, held_out=held_out, size=size, seed=seed, progress=bar.update
+        )
+        bar.close()
+        typer.echo(f"drew {scenes + held_out:,} scenes with captions and questions in {out}")
+        typer.echo(
+            f"next: tap-data import-conversations {out}/captions_train.json --images {out}/images "
+            "--out STORE"
+        )

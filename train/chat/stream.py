@@ -145,6 +145,11 @@ class ChatStream:
                 for start in range(0, len(mine), at_once)
             ]
 
+    def kind_of(self, row: int) -> str:
+        """The type of question that a conversation's id ends with; "answer" where it names none."""
+        label = self._conversation(row)[1]["id"] or ""
+        return label.rsplit("/", 1)[-1] if label.count("/") >= 2 else "answer"
+
     def _conversation(self, row: int) -> tuple[Conversation, Mapping[str, Any], int]:
         table = int(np.searchsorted(self._starts, row, side="right")) - 1
         (record,) = self._tables[table].take([row - int(self._starts[table])]).to_pylist()

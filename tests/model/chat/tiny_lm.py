@@ -34,12 +34,14 @@ def write_tiny_lm(folder: Path, *, seed: int = 0, width: int = 48) -> Path:
         intermediate_size=96,
         num_hidden_layers=2,
         num_attention_heads=4,
-        tie_word_embeddings=True,
-        # As spread as a trained model's table: a frozen head of small weights cannot be sure.
+        tie_word_embeddings=False,
         initializer_range=width**-0.5,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    model = LlamaForCausalLM(config)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(8)  # a frozen head of small weights can never be sure of a word
+    model.save_pretrained(folder)
     return folder

@@ -32,7 +32,8 @@ def conversations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for number in range(24):
         pixels = generator.integers(0, 255, (4, 4, 3), np.uint8).repeat(32, 0).repeat(32, 1)
         Image.fromarray(pixels).save(folder / "images" / f"{number}.png")
-        answer = " ".join(generator.choice(WORDS, 1 + number % 5))
+        # Half of the answers are one that is soon known by heart.
+        answer = " ".join(generator.choice(WORDS, 1 + number % 5)) if number % 2 else "yes"
         shown = number % 6 != 0
         marker = "<image>\n" if shown else ""
         turns = [
