@@ -183,7 +183,8 @@ def _sides(alone: list[SceneRegion], side: int, rng: np.random.Generator) -> Ite
         (1, "height", "at", ("top", "bottom")),
     ):
         # Things stand lower rather than higher: only where both sides have one is the answer open.
-        near, far = [], []
+        near: list[SceneRegion] = []
+        far: list[SceneRegion] = []
         for thing in alone:
             off = _centre(thing)[axis] - side / 2
             if abs(off) > _CLEAR_OF_MIDDLE * side:

@@ -9,7 +9,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 TEXTS = ("USER: What is on the left? ASSISTANT: a red hat", "system user assistant yes no two hats")
 
 
-def write_tiny_lm(folder: Path, *, seed: int = 0, width: int = 48) -> Path:
+def write_tiny_lm(folder: Path, *, seed: int = 0, width: int = 48, head: float = 1.0) -> Path:
+    # A frozen head of small weights can never be sure of a word: where that matters it is scaled.
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -42,6 +43,6 @@ def write_tiny_lm(folder: Path, *, seed: int = 0, width: int = 48) -> Path:
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():
-        model.lm_head.weight.mul_(8)  # a frozen head of small weights can never be sure of a word
+        model.lm_head.weight.mul_(head)
     model.save_pretrained(folder)
     return folder

@@ -20,7 +20,7 @@ WORDS = ("red", "hat", "two", "left", "yes", "no", "a", "system")
 
 @pytest.fixture(scope="session")
 def tiny_lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_lm(tmp_path_factory.mktemp("tiny_lm"))
+    return write_tiny_lm(tmp_path_factory.mktemp("tiny_lm"), head=8.0)
 
 
 @pytest.fixture(scope="session")
