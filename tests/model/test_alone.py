@@ -19,7 +19,7 @@ sys.meta_path.insert(0, Absent())
 {code}
 """
 ABSENT = (
-    *("ray", "lance", "pyarrow", "open_clip", "cv2", "typer", "click", "tensorboard"),
+    *("ray", "lance", "pyarrow", "open_clip", "typer", "click", "tensorboard"),
     *("ijson", "psutil", "faster_coco_eval", "torchvision"),
 )
 

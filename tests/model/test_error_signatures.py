@@ -141,14 +141,14 @@ def around_transformer(change: Callable[..., tuple[Tensor, Tensor]]) -> Mistake:
     return make
 
 
-def read_iou_first(original, tokens, image, pos):
-    tokens, image = original(tokens, image, pos)
+def read_iou_first(original, tokens, image, pos, *seen):
+    tokens, image = original(tokens, image, pos, *seen)
     order = [1, 2, 3, 4, 0, *range(5, tokens.shape[2])]
     return tokens[:, :, order], image
 
 
-def no_image_position(original, tokens, image, pos):
-    return original(tokens, image, torch.zeros_like(pos))
+def no_image_position(original, tokens, image, pos, *seen):
+    return original(tokens, image, torch.zeros_like(pos), *seen)
 
 
 def prompts(change: Callable[..., Tensor]) -> Mistake:
