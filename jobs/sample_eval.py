@@ -15,9 +15,9 @@ from tap_engine.model.image_input import Rgb, to_rgb
 from tap_engine.pipeline.sample.captions import compose_captions
 from tap_engine.pipeline.sample.files import Drawn, SceneName, files_of
 from tap_engine.pipeline.sample.scene import Scene
+from tap_engine.schemas.shipped import SAMPLE
 from tap_engine.schemas.truth import OBJECT
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
-from tap_engine.train.evaluation.data_choice import SAMPLE
 from tap_engine.train.evaluation.data_sets import EvalSet
 from tap_engine.train.evaluation.ground_truth import Category, GroundTruth, TruthImage, region_table
 

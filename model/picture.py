@@ -17,8 +17,8 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from tap_engine.model.image_input import Rgb
-from tap_engine.model.predictor import Region
 from tap_engine.model.prompt_encoder import Label
+from tap_engine.model.region import Region
 
 UNKNOWN_ABOVE = 3.0
 """Entropy in nats, over a large vocabulary, from which a name is shown as unknown."""
@@ -44,7 +44,7 @@ _GREY = (110, 110, 110)
 _WRONG = (178, 34, 34)
 _POSITIVE, _NEGATIVE = (20, 150, 60), (200, 30, 30)
 
-Colour = tuple[int, int, int]
+_Colour = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 Cover = npt.NDArray[np.float32]
 
@@ -323,7 +323,7 @@ def _foot(cover: Cover) -> tuple[int, int]:
     return int(np.median(columns[rows == lowest])), lowest
 
 
-def _label_colours(mark: Mark) -> tuple[Colour, Colour]:
+def _label_colours(mark: Mark) -> tuple[_Colour, _Colour]:
     """The colour behind a label, and of its letters."""
     if mark.wrong:
         return _PAPER, _WRONG
@@ -331,7 +331,7 @@ def _label_colours(mark: Mark) -> tuple[Colour, Colour]:
     return (_GREY if mark.unknown else (red, green, blue)), _PAPER
 
 
-def _colour(mark: Mark) -> Colour:
+def _colour(mark: Mark) -> _Colour:
     """The same colour for the same name everywhere; neighbours in the alphabet differ."""
     if mark.unknown:
         return _GREY

@@ -14,8 +14,9 @@ from tap_engine.model.concepts import ConceptTable
 from tap_engine.model.device import resolve_device
 from tap_engine.model.image_input import Rgb, open_image, open_mask
 from tap_engine.model.picture import Prompt, describe, draw_marks, region_mark
-from tap_engine.model.predictor import Region, Tap
+from tap_engine.model.predictor import Tap
 from tap_engine.model.prompt_encoder import Label
+from tap_engine.model.region import Region
 from tap_engine.schemas import rle
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.precision import check_precision

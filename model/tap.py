@@ -122,9 +122,9 @@ class TapModel(nn.Module):
         grid_code = self.prompt_encoder.grid_code(grid_hw)
         counted = attended(labels)
         # Without surplus no mask is needed, which makes attention cheaper. A box or a single point
-        # fills two tokens; beyond that a GPU is not asked: the answer would wait for its queue. Nor
+        # fills two tokens; beyond that only a CPU is asked: a GPU answers after its queue. Nor
         # while compiling: it would break the graph.
-        asked = not labels.is_cuda and not torch.compiler.is_compiling()
+        asked = labels.device.type == "cpu" and not torch.compiler.is_compiling()
         full = labels.shape[2] <= 2 or (asked and bool(counted.all()))
         seen = None if full else counted
         return self.image_decoder(image_embeddings, grid_code, prompts, seen, masks=masks)

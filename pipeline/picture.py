@@ -24,7 +24,7 @@ from tap_engine.schemas.errors import SourceError
 from tap_engine.schemas.tables import CONCEPTS, IMAGES, REGIONS
 from tap_engine.schemas.truth import read_truth
 
-Pixels = npt.NDArray[np.uint8]
+_Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +50,7 @@ class PictureRegion:
 class PictureScene:
     """An image [H, W, 3] uint8 RGB and its regions."""
 
-    image_rgb: Pixels
+    image_rgb: _Pixels
     regions: Sequence[PictureRegion]
 
 

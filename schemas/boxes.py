@@ -39,14 +39,3 @@ def area_xyxy(boxes: Boxes) -> Boxes:
     """[...] areas in px^2; 0 for a box with a negative side."""
     sides = np.clip(np.asarray(boxes)[..., 2:] - np.asarray(boxes)[..., :2], 0, None)
     return sides[..., 0] * sides[..., 1]
-
-
-def iou_xyxy(a: Boxes, b: Boxes) -> npt.NDArray[np.float64]:
-    """[N, M] intersection over union of boxes a [N, 4] and b [M, 4]; 0 where both are empty."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    low = np.maximum(a[:, None, :2], b[None, :, :2])
-    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
-    sides = np.clip(high - low, 0, None)
-    inter = sides[..., 0] * sides[..., 1]
-    union = area_xyxy(a)[:, None] + area_xyxy(b)[None, :] - inter
-    return np.divide(inter, union, out=np.zeros_like(inter), where=union > 0)

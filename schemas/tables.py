@@ -47,7 +47,9 @@ def images_schema(*, captioned: bool = False) -> pa.Schema:
         _field("jpeg", pa.large_binary()),
         _field("region_count", pa.int32()),
     ]
-    return pa.schema(fields + [_field("split", pa.string(), null=True)] * captioned)
+    if captioned:
+        fields.append(_field("split", pa.string(), null=True))
+    return pa.schema(fields)
 
 
 def regions_schema(

@@ -17,15 +17,16 @@ from pathlib import Path
 from tap_engine.model.text_tokenizer import BpeTokenizer
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.settings import with_overrides
+from tap_engine.schemas.shipped import SAMPLE
 from tap_engine.train import distributed
 from tap_engine.train.caption_tokens import learn_tokenizer
 from tap_engine.train.config import TrainConfig
-from tap_engine.train.evaluation.data_choice import SAMPLE, DataChoice
+from tap_engine.train.evaluation.data_choice import DataChoice
 from tap_engine.train.evaluation.report import Score
 from tap_engine.train.evaluation.request import DataEngine, EvalRequest, run_evaluation
 from tap_engine.train.loop import train
+from tap_engine.train.opening import open_run
 from tap_engine.train.recipes import recipe
-from tap_engine.train.run import open_run
 
 CAPTION_RECIPE = "sample_caption"
 

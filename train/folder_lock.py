@@ -9,7 +9,7 @@ from typing import IO
 
 from tap_engine.schemas.errors import ConfigError
 
-FILE = "run.lock"
+_FILE = "run.lock"
 
 
 class FolderLock:
@@ -34,7 +34,7 @@ class FolderLock:
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            file = (self._folder / FILE).open("a+")
+            file = (self._folder / _FILE).open("a+")
         except OSError as error:
             raise ConfigError(f"cannot make the run folder {self._folder}: {error}") from error
         try:

@@ -18,8 +18,8 @@ from tap_engine.schemas.settings import with_overrides
 from tap_engine.train.config import TrainConfig
 from tap_engine.train.held_out import HeldOutFigures, measure_checkpoint
 from tap_engine.train.loop import train
+from tap_engine.train.opening import open_run
 from tap_engine.train.recipes import recipe
-from tap_engine.train.run import open_run
 
 Settled = Callable[[TrainConfig], TrainConfig]
 """A recipe -> the same with the command's stores and settings."""

@@ -40,7 +40,7 @@ from tap_engine.train.held_out_picture import draw
 KIND_COLUMNS = ("all", "object", "part", "stuff")
 
 Numbers = npt.NDArray[np.float64]
-Masks = npt.NDArray[np.bool_]
+_Masks = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -301,7 +301,7 @@ def _first(probabilities: npt.NDArray[np.float32], places: npt.NDArray[np.int64]
     return np.where(places < 0, np.nan, ranks == 0)
 
 
-def _points(masks: Masks, stored: StoredImage) -> Numbers:
+def _points(masks: _Masks, stored: StoredImage) -> Numbers:
     # One pixel of each mask, (x, y), drawn by the region's key.
     out = []
     for mask, key in zip(masks, stored.regions["key"].to_pylist(), strict=True):
@@ -316,13 +316,13 @@ def _grid(size_hw: tuple[int, int]) -> tuple[Numbers, Numbers]:
     return x[None] + 0.5, y[None] + 0.5
 
 
-def _filled(boxes: Numbers, size_hw: tuple[int, int]) -> Masks:
+def _filled(boxes: Numbers, size_hw: tuple[int, int]) -> _Masks:
     x, y = _grid(size_hw)
     left, top, right, bottom = (boxes[:, i, None, None] for i in range(4))
     return (x > left) & (x < right) & (y > top) & (y < bottom)
 
 
-def _ellipses(boxes: Numbers, size_hw: tuple[int, int]) -> Masks:
+def _ellipses(boxes: Numbers, size_hw: tuple[int, int]) -> _Masks:
     x, y = _grid(size_hw)
     left, top, right, bottom = (boxes[:, i, None, None] for i in range(4))
     across = (2 * x - left - right) / (right - left)

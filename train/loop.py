@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tap_engine.model.schedule import cosine_rate, stepped_rate
 from tap_engine.schemas.errors import TapError
 from tap_engine.train import distributed
 from tap_engine.train.config import TrainConfig
 from tap_engine.train.data.examples import Batch
 from tap_engine.train.data.loading import loader_errors
 from tap_engine.train.data.noise import seed_of
-from tap_engine.train.optim import cosine_rate, set_rate, stepped_rate
+from tap_engine.train.optim import set_rate
 from tap_engine.train.run import Run
 from tap_engine.train.run_log import RunLog
 from tap_engine.train.terms import Figures

@@ -18,7 +18,7 @@ from tap_engine.train.caption_tokens import learn_tokenizer
 from tap_engine.train.checkpoint import checkpoints, read_state
 from tap_engine.train.config import TrainConfig
 from tap_engine.train.loop import train
-from tap_engine.train.run import open_run
+from tap_engine.train.opening import open_run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,7 @@ class PromptBatch(NamedTuple):
     @property
     def is_box(self) -> Tensor:
         """[P] bool: prompts that start with a box; they use output 0, the others 1 to 3."""
-        return self.labels[:, 0] == Label.BOX_TOP_LEFT
+        return self.labels[..., 0] == Label.BOX_TOP_LEFT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,7 @@ from tap_engine.train.checkpoint import CheckpointConfig
 from tap_engine.train.config import InitConfig, LoopConfig, TrainConfig
 from tap_engine.train.data.augment import AugmentConfig
 from tap_engine.train.data.stream import StreamConfig
-from tap_engine.train.objective import LossConfig
+from tap_engine.train.loss_config import LossConfig
 from tap_engine.train.optim import OptimConfig
 from tap_engine.train.paper_recipes import PAPER_RECIPES, captions, sam, stage2, with_text
 from tap_engine.train.prompts import PromptConfig

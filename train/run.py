@@ -1,4 +1,4 @@
-"""One run, put together: model, data, optimiser, state, saving.
+"""One run: model, data, optimiser, state, and how it is saved. opening.py puts it together.
 
 RUN/config.json       the resolved settings
 RUN/manifest.json     software, machine, stores with their versions and provenance
@@ -7,8 +7,6 @@ RUN/tensorboard/      the same as event files, and pictures
 RUN/checkpoints/      see checkpoint.py
 """
 
-import json
-import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -27,29 +25,24 @@ from tap_engine.schemas.errors import CheckpointError
 from tap_engine.schemas.provenance import software
 from tap_engine.schemas.truth import Truth
 from tap_engine.train import distributed
-from tap_engine.train.attention_start import start_attention
 from tap_engine.train.checkpoint import (
-    find_checkpoint,
     load_optimizer,
     optimizer_tensors,
     read_run_state,
     read_tensors,
     save_checkpoint,
 )
-from tap_engine.train.concepts import ConceptSpace
 from tap_engine.train.config import TrainConfig, differences
-from tap_engine.train.data.examples import Batch, ExampleConfig
+from tap_engine.train.data.examples import Batch
 from tap_engine.train.data.store_reader import StoreReader
 from tap_engine.train.data.stream import Share, Stream
 from tap_engine.train.distributed import Process
 from tap_engine.train.folder_lock import FolderLock
 from tap_engine.train.held_out import measure_all
-from tap_engine.train.held_out_data import open_measured
 from tap_engine.train.held_out_picture import draw
 from tap_engine.train.objective import Objective
-from tap_engine.train.optim import OptimConfig, make_optimizer, rate_factor, update_ema
+from tap_engine.train.optim import update_ema
 from tap_engine.train.run_log import RunLog
-from tap_engine.train.start import check_start, concept_table_of, initial_model, tokenizer_of
 from tap_engine.train.terms import count
 
 
@@ -134,7 +127,7 @@ class Run:
         """The model as a user would have it: averaged weights, no dropout; for a while."""
         own = None
         if self.average is not None:
-            own = _copies(self.model)
+            own = copies_of(self.model)
             self.model.load_state_dict(self.average)
         try:
             yield Tap(self.model, concept_table=self.names, tokenizer=self.tokenizer)
@@ -197,7 +190,7 @@ class Run:
             raw = {k.removeprefix("raw/"): v for k, v in tensors.items() if k.startswith("raw/")}
             if not raw:
                 raise CheckpointError(f"{path} kept no moving average; --set optim.ema_decay=0")
-            self.average = _copies(self.model)
+            self.average = copies_of(self.model)
             self.model.load_state_dict(raw)
         extra = self.objective.auxiliary
         if extra is not None:
@@ -238,171 +231,6 @@ class Run:
         return tensors
 
 
-def open_run(config: TrainConfig, folder: Path, resume: str = "auto") -> Run:
-    """Everything ready to train; goes on from a checkpoint if there is one.
-
-    Args:
-        config: resolved settings.
-        folder: the folder that the run writes to; made if missing.
-        resume: "auto", "never" or a checkpoint folder.
-
-    Raises:
-        ConfigError, StoreError, CheckpointError: before anything is computed; ConfigError also
-            where another process trains in this folder.
-    """
-    if config.train.threads:
-        torch.set_num_threads(config.train.threads)
-    process = distributed.start(config.train.device)
-    torch.backends.cuda.matmul.allow_tf32 = config.train.allow_tf32
-    torch.backends.cudnn.allow_tf32 = config.train.allow_tf32
-    share = Share(
-        images=config.train.images,
-        accumulate=config.train.accumulate(process.world),
-        rank=process.rank,
-        world=process.world,
-    )
-    lock: FolderLock | None = FolderLock(folder) if process.is_main else None
-    distributed.from_main(lock.take if lock else bool)
-    held = config.held_out
-    if held.store and held.truth:  # now, not after the steps up to the first measuring
-        distributed.from_main(lambda: bool(Truth.read(held.truth)))
-    checkpoint = distributed.from_main(lambda: find_checkpoint(folder, resume))
-    before = read_run_state(checkpoint) if checkpoint is not None else None
-    if checkpoint is None:
-        check_start(config)
-    versions = before["stream"]["versions"] if before else None
-    # One process finds out where units lie; the others are told.
-    tokenizer = tokenizer_of(config, checkpoint)
-    samples = sample_config(config, tokenizer)
-    stream = distributed.from_main(lambda: Stream(config.stream, samples, versions))
-    taught = [r for r in stream.readers if r.has_concepts]
-    space = ConceptSpace.of_stores(taught, config.loss.logit_scale) if taught else None
-
-    torch.manual_seed(config.train.seed)
-    model, notes = initial_model(config, tokenizer, resumed=checkpoint is not None)
-    objective = Objective(
-        model,
-        space,
-        config.loss,
-        config.prompts,
-        by_source=len(stream.readers) > 1,
-    ).to(process.device)
-    model.sync_batch_norm()
-    model.set_activation_checkpointing(config.train.recompute)
-    if config.train.channels_last:
-        model.image_encoder.to(memory_format=torch.channels_last)
-    freeze(objective, config.optim)
-    objective.train()
-    optimizer = make_optimizer(objective, config.optim)
-    if config.train.compile:
-        model.compile_parts()
-    loss_scaling = config.train.precision == "fp16" and process.device.type == "cuda"
-    run = Run(
-        folder=folder,
-        config=config,
-        process=process,
-        share=share,
-        stream=stream,
-        objective=objective,
-        wrapped=distributed.wrap(objective, process),
-        optimizer=optimizer,
-        scaler=torch.amp.GradScaler(process.device.type, enabled=loss_scaling),
-        average=_copies(model) if config.optim.ema_decay else None,
-        log=RunLog(
-            folder,
-            config.log,
-            step=int(before["step"]) if before else 0,
-            steps=config.train.steps,
-            active=process.is_main,
-        ),
-        names=concept_table_of(config, space, checkpoint),
-        tokenizer=tokenizer,
-        lock=lock,
-        viewed=open_measured(
-            config.held_out.store or config.stream.stores[0], config.stream.options
-        ),
-    )
-    if checkpoint is not None:
-        run.restore(checkpoint)
-    if process.is_main:
-        write_manifest(run, notes)
-    run.log.say(start_attention(config, process.device))
-    distributed.barrier()
-    return run
-
-
-def sample_config(config: TrainConfig, tokenizer: TextTokenizer | None = None) -> ExampleConfig:
-    """Settings by which the stream makes examples for this run."""
-    pooled = config.loss.pooled_regions if config.loss.auxiliary else 0
-    return ExampleConfig(
-        image_px=config.model.image_size,
-        mask_px=config.model.mask_size,
-        regions=max(config.prompts.per_image, pooled),
-        prompted=config.prompts.per_image,
-        soft_masks=config.stream.soft_masks,
-        fill_rgb=config.model.fill_rgb,
-        columns=config.loss.columns,
-        augment=config.augment,
-        seed=config.train.seed,
-        tokenizer=tokenizer,
-        positions=config.model.text.max_seq_len,
-    )
-
-
-def freeze(objective: Objective, optim: OptimConfig) -> None:
-    """No gradients for what has a rate factor of 0, nor for what no loss depends on."""
-    unused = objective.unused()
-    for name, parameter in objective.named_parameters():
-        trained = rate_factor(name, optim.rate_factors) > 0
-        parameter.requires_grad_(trained and not name.startswith(unused))
-
-
-def write_manifest(run: Run, notes: list[str]) -> None:
-    """Writes config.json and manifest.json, and says what is about to happen."""
-    config, process = run.config, run.process
-    run.folder.mkdir(parents=True, exist_ok=True)
-    (run.folder / "config.json").write_text(json.dumps(config.to_dict(), indent=1))
-    stores = [
-        {
-            "uri": r.uri,
-            "versions": r.versions,
-            "images": r.rows,
-            "provenance": r.provenance.settings,
-        }
-        for r in run.stream.readers
-    ]
-    manifest = {
-        "software": software(),
-        "machine": {"platform": platform.platform(), "device": str(process.device)},
-        "processes": process.world,
-        "stores": stores,
-    }
-    (run.folder / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    trained = sum(p.numel() for p in run.parameters())
-    total = sum(p.numel() for p in run.model.parameters())
-    batch, optim = config.train.batch, config.optim
-    rate = f"peak rate {optim.peak_rate(batch):.2e}"
-    if batch != optim.rate_batch:
-        rate += (
-            f" ({optim.rate:.2e} is meant for {optim.rate_batch} images per step, here {batch}; "
-            f"optim.scaling={optim.scaling})"
-        )
-    epochs = config.train.steps * batch / run.stream.epoch_images
-    for note in notes if run.step == 0 else []:
-        run.log.say(f"started from {note}")
-    run.log.say(
-        f"{config.recipe}: {trained:,} of {total:,} parameters train on {process.world} x "
-        f"{process.device.type}, {config.train.precision}\n"
-        f"{config.train.steps:,} steps of {batch} images ({run.share.images} x "
-        f"{run.share.accumulate} x {process.world} processes), {epochs:.2f} epochs of "
-        f"{run.stream.epoch_images:,} images; {rate}"
-    )
-    if run.names is not None:
-        run.log.say(f"concepts: {len(run.names.names):,}, logit scale {run.names.logit_scale:.1f}")
-    if run.tokenizer is not None:
-        run.log.say(f"captions: {run.tokenizer.vocab_size:,} ids of {run.tokenizer.fingerprint}")
-    run.log.say(f"run folder {run.folder}")
-
-
-def _copies(model: nn.Module) -> dict[str, Tensor]:
+def copies_of(model: nn.Module) -> dict[str, Tensor]:
+    """Copies of all weights and buffers, by name."""
     return {name: value.detach().clone() for name, value in model.state_dict().items()}

@@ -17,7 +17,7 @@ from PIL import Image
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.progress import duration
 
-FILE = "log.jsonl"
+_FILE = "log.jsonl"
 
 _SHOWN = (
     "loss",
@@ -73,7 +73,7 @@ class RunLog:
             return
         run.mkdir(parents=True, exist_ok=True)
         self._run = run
-        self._path = run / FILE
+        self._path = run / _FILE
         if self._path.exists():
             lines = self._path.read_text(errors="replace").splitlines()
             kept = [line for line in lines if _step_of(line) <= step]

@@ -16,7 +16,8 @@ from tap_engine.model.chat.language_model import load_language_model
 from tap_engine.model.chat.template import render
 from tap_engine.model.chat.tokens import ChatTokens, TokenRow
 from tap_engine.model.image_input import fit_image, to_rgb
-from tap_engine.model.predictor import Region, Tap
+from tap_engine.model.predictor import Tap
+from tap_engine.model.region import Region
 from tap_engine.schemas.conversations import ASSISTANT, USER, Conversation, Turn
 from tap_engine.schemas.errors import CheckpointError, ConfigError
 

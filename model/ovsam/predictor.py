@@ -27,9 +27,9 @@ from tap_engine.model.ovsam.config import FusionConfig
 from tap_engine.model.ovsam.fusion import best_classes, fuse
 from tap_engine.model.ovsam.image_input import axis_scales, fit_picture
 from tap_engine.model.ovsam.model import Encoded, OvsamModel, boxes_of_masks, full_size_logits
-from tap_engine.model.predictor import Concept, Region
 from tap_engine.model.prompt_encoder import Label
 from tap_engine.model.prompts import make_prompts
+from tap_engine.model.region import Concept, Region
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.precision import Precision
 

@@ -44,7 +44,7 @@ _FONT_PLACES = (
     "/usr/share/fonts/google-noto-color-emoji-fonts/NotoColorEmoji.ttf",
 )
 
-Pixels = npt.NDArray[np.uint8]
+_Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Sprites:
         made: what the sheet was made from: font, version, hash.
     """
 
-    rgba: Pixels
-    parts: Pixels
+    rgba: _Pixels
+    parts: _Pixels
     made: dict[str, Any]
 
 
@@ -146,7 +146,7 @@ def _font_version(raw: bytes) -> str:
     raise SourceError("the font file has no head table")
 
 
-def _draw(face: ImageFont.FreeTypeFont, glyph: str) -> Pixels:
+def _draw(face: ImageFont.FreeTypeFont, glyph: str) -> _Pixels:
     """[CELL, CELL, 4] uint8, the drawing in the middle of its cell."""
     canvas = Image.new("RGBA", (2 * CELL, 2 * CELL))
     ImageDraw.Draw(canvas).text((CELL // 2, CELL // 2), glyph, font=face, embedded_color=True)
@@ -165,7 +165,7 @@ def _draw(face: ImageFont.FreeTypeFont, glyph: str) -> Pixels:
     return cell
 
 
-def _divide(sprite: Pixels) -> Pixels:
+def _divide(sprite: _Pixels) -> _Pixels:
     """Parts of a drawing: connected pieces of like colour, small ones joined to the nearest."""
     inside = sprite[..., 3] >= 128
     lab = cv2.cvtColor(np.ascontiguousarray(sprite[..., :3]), cv2.COLOR_RGB2LAB)
@@ -199,11 +199,11 @@ def _divide(sprite: Pixels) -> Pixels:
     return part_of_label[owner] * inside
 
 
-def _fingerprint(rgba: Pixels, parts: Pixels) -> str:
+def _fingerprint(rgba: _Pixels, parts: _Pixels) -> str:
     return hashlib.sha256(rgba.tobytes() + parts.tobytes()).hexdigest()[:16]
 
 
-def _join(cells: Pixels) -> Pixels:
+def _join(cells: _Pixels) -> _Pixels:
     rows = -(-len(cells) // SHEET_COLUMNS)
     sheet = np.zeros((rows * SHEET_COLUMNS, *cells.shape[1:]), np.uint8)
     sheet[: len(cells)] = cells
@@ -211,7 +211,7 @@ def _join(cells: Pixels) -> Pixels:
     return np.ascontiguousarray(grid.reshape(rows * CELL, SHEET_COLUMNS * CELL, *cells.shape[3:]))
 
 
-def _cut(sheet: Pixels) -> Pixels:
+def _cut(sheet: _Pixels) -> _Pixels:
     rows = sheet.shape[0] // CELL
     grid = sheet.reshape(rows, CELL, SHEET_COLUMNS, CELL, *sheet.shape[2:]).swapaxes(1, 2)
     cells = grid.reshape(rows * SHEET_COLUMNS, CELL, CELL, *sheet.shape[2:])

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tap_engine.pipeline.crop import crop_regions, decode_image
-from tap_engine.pipeline.sample.files import JPEG_QUALITY, SceneName
+from tap_engine.pipeline.sample.files import SceneName, scene_jpeg
 from tap_engine.pipeline.sample.layout import TINTS
 from tap_engine.schemas import rle
 from tap_engine.schemas.replacing import replacing
@@ -77,8 +77,6 @@ def crop_scene(
         part_share: keep this share of its parts; there are more parts than anything else.
     """
     scene = name.render(size)
-    bgr = cv2.cvtColor(scene.image_rgb, cv2.COLOR_RGB2BGR)
-    jpeg = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
     chance = name.generator(2).random(len(scene.regions))
     regions = [
         region
@@ -88,7 +86,7 @@ def crop_scene(
     ids = load_vocabulary(DEFAULT_VOCABULARY).ids
     return LabelledCrops(
         pixels=crop_regions(
-            decode_image(jpeg),
+            decode_image(scene_jpeg(scene)),
             [rle.runs(region.counts, (size, size)) for region in regions],
             [region.bbox_xywh for region in regions],
             config,

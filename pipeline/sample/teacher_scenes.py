@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -19,7 +18,8 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 from tap_engine.pipeline.crop import decode_image
-from tap_engine.pipeline.sample.files import JPEG_QUALITY, SceneName
+from tap_engine.pipeline.sample.files import SceneName, scene_jpeg
+from tap_engine.schemas.replacing import replacing
 from tap_engine.schemas.truth import PART
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
 
@@ -81,14 +81,12 @@ def _write_chunk(path: Path, names: Sequence[SceneName], size: int) -> None:
     jpegs, boxes, concepts = [], [], []
     for name in names:
         scene = name.render(size)
-        bgr = cv2.cvtColor(scene.image_rgb, cv2.COLOR_RGB2BGR)
-        jpegs.append(cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].ravel())
+        jpegs.append(np.frombuffer(scene_jpeg(scene), np.uint8))
         things = [region for region in scene.regions if region.kind != PART]
         xywh = np.array([region.bbox_xywh for region in things], np.float32).reshape(-1, 4)
         boxes.append(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1))
         concepts.append(np.array([ids[region.concept] for region in things], np.int64))
-    partial = path.with_suffix(".partial")
-    with open(partial, "wb") as file:
+    with replacing(path) as partial, open(partial, "wb") as file:
         np.savez(
             file,
             jpegs=np.concatenate(jpegs),
@@ -97,7 +95,6 @@ def _write_chunk(path: Path, names: Sequence[SceneName], size: int) -> None:
             concepts=np.concatenate(concepts),
             counts=np.array([len(found) for found in concepts]),
         )
-    partial.replace(path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,11 +20,13 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from tap_engine.model.schedule import cosine_rate
 from tap_engine.pipeline.concepts import SOURCE_TEMPLATES, TARGET_TEMPLATES
-from tap_engine.pipeline.sample.accuracy import AccuracyRow, accuracy_rows
+from tap_engine.pipeline.sample.accuracy import AccuracyRow
 from tap_engine.pipeline.sample.drawings import concept_groups
 from tap_engine.pipeline.sample.files import SceneName
 from tap_engine.pipeline.sample.sprites import load_sprites
+from tap_engine.pipeline.sample.teacher_accuracy import encode_crops, evaluate_teacher
 from tap_engine.pipeline.sample.teacher_crops import TINT_WORDS, LabelledCrops, prepare_crops
 from tap_engine.pipeline.sample.teacher_model import (
     CROPS,
@@ -56,6 +58,8 @@ TEMPLATES = (*TARGET_TEMPLATES, *SOURCE_TEMPLATES, "{}")
 _CHECKPOINT = "checkpoint.pt"
 _CHECKPOINT_S = 60.0
 _MAX_LOGIT_SCALE = 100.0
+_LAST_RATE = 0.01
+"""Learning rate at the end, as a share of the highest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,76 +174,6 @@ def train_teacher(
     return rows
 
 
-@torch.inference_mode()
-def evaluate_teacher(
-    model: Any,
-    tokens_of: Callable[[Sequence[str]], Tensor],
-    crops: LabelledCrops,
-) -> list[AccuracyRow]:
-    """Measures how often the most probable of all 2,560 concepts is the right one.
-
-    Args:
-        model: an open_clip model; put into evaluation mode.
-        tokens_of: its tokenizer, on its device.
-        crops: crops with their truth.
-    """
-    model.eval()
-    names = load_vocabulary(DEFAULT_VOCABULARY).names
-    texts = [TEMPLATES[0].format(name) for name in names]
-    parts = [encode_texts(model, tokens_of(texts[i : i + 256])) for i in range(0, len(texts), 256)]
-    weights = F.normalize(torch.cat(parts), dim=-1).T * model.logit_scale.exp()
-    ids, entropies = [], []
-    for start in range(0, len(crops), 512):
-        features = encode_crops(model, crops.pixels[start : start + 512])
-        log_probs = F.log_softmax(F.normalize(features, dim=-1) @ weights, dim=-1)
-        ids.append(log_probs.topk(5).indices.cpu().numpy())
-        entropies.append(-(log_probs.exp() * log_probs).sum(-1).cpu().numpy())
-    return accuracy_rows(
-        top_ids=np.concatenate(ids),
-        entropy=np.concatenate(entropies),
-        concept=crops.concept.astype(np.int64),
-        facets={
-            "kind": [KINDS[kind] for kind in crops.kind],
-            "group": [concept_groups()[names[concept]] for concept in crops.concept],
-            "tint": [TINT_WORDS[tint] or "none" for tint in crops.tint],
-            "scene_px": [str(size) for size in crops.scene_px],
-        },
-        visibility=crops.visibility,
-    )
-
-
-def encode_crops(model: Any, pixels: npt.NDArray[np.uint8] | Tensor) -> Tensor:
-    """[N, D] float32 image features, not normalised, of [N, S, S, 3] uint8 crops."""
-    device = model.logit_scale.device
-    mean, std = (
-        torch.tensor(PREPROCESS_CONFIG[key], device=device).view(1, 3, 1, 1) * 255
-        for key in ("mean", "std")
-    )
-    images = torch.as_tensor(pixels).to(device).permute(0, 3, 1, 2).float()
-    images = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
-    # bfloat16 and channels-last: 0.40 against 1.04 CPU-seconds per step of 256 crops. The text
-    # tower gains nothing from them (0.27 against 0.30).
-    with torch.autocast(device.type, torch.bfloat16, enabled=model.training):
-        features: Tensor = model.encode_image(images)
-    return features.float()
-
-
-def encode_texts(model: Any, tokens: Tensor) -> Tensor:
-    """[N, D] float32 text features, not normalised; the padding that all share costs nothing.
-
-    The tower is causal and reads out at the last token, so cutting the positions after it leaves
-    the result as it is.
-    """
-    length = int((tokens != 0).sum(1).max())
-    tokens = tokens[:, :length]
-    states = model.token_embedding(tokens) + model.positional_embedding[:length]
-    states = model.transformer(states, attn_mask=model.attn_mask[:length, :length])
-    states = model.ln_final(states)
-    ends = states[torch.arange(len(tokens), device=tokens.device), tokens.argmax(1)]
-    features: Tensor = (ends @ model.text_projection).float()
-    return features
-
-
 class _Run:
     """Model, optimiser and sampler of one training run."""
 
@@ -315,11 +249,18 @@ class _Run:
     def train_step(self) -> float:
         """One optimiser step; returns its loss."""
         config = self.config
+        rate = cosine_rate(
+            self.step,
+            peak=config.learning_rate,
+            last=_LAST_RATE * config.learning_rate,
+            steps=config.steps,
+            warmup_steps=config.warmup,
+        )
         for group in self.optimizer.param_groups:
-            group["lr"] = config.learning_rate * _schedule(self.step, config)
+            group["lr"] = rate
         pixels, texts = self._batch(np.random.default_rng([config.seed, self.step]))
         images = F.normalize(encode_crops(self.model, pixels), dim=-1)
-        names = F.normalize(encode_texts(self.model, self.tokens_of(texts)), dim=-1)
+        names = F.normalize(self.model.encode_text(self.tokens_of(texts)), dim=-1)
         logits: Tensor = self.model.logit_scale.exp() * images @ names.T
         target = torch.arange(len(images), device=images.device)
         by_image = F.cross_entropy(logits, target)
@@ -346,7 +287,7 @@ class _Run:
         chosen = [*there, *others[: max(config.batch + config.negatives - len(there), 0)]]
         template = TEMPLATES[rng.choice(len(TEMPLATES), p=[0.5, 0.25, 0.25])]
         texts = [template.format(self.names[i]) for i in chosen]
-        names = F.normalize(encode_texts(self.model, self.tokens_of(texts)), dim=-1)
+        names = F.normalize(self.model.encode_text(self.tokens_of(texts)), dim=-1)
         images, rois = batch.images.to(config.device), batch.rois.to(config.device)
         boxes = boxes_with_background(images, rois, self.model.visual.image_size)
         with torch.autocast(images.device.type, torch.bfloat16):
@@ -398,14 +339,6 @@ def _augment(pixels: npt.NDArray[np.uint8], rng: np.random.Generator) -> Tensor:
     outer = slice(max(-down, 0), size - max(down, 0)), slice(max(-right, 0), size - max(right, 0))
     moved[:, inner[0], inner[1]] = images[:, outer[0], outer[1]]
     return moved
-
-
-def _schedule(step: int, config: TeacherTrainingConfig) -> float:
-    """Factor on the learning rate: linear warm-up, then a cosine to 1 %."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    share = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return 0.01 + 0.99 * (1 + math.cos(math.pi * min(share, 1.0))) / 2
 
 
 def _weights_of(start: str) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from typing import Any
 from tap_engine.pipeline.sources.annotated import clean_label
 from tap_engine.pipeline.sources.folder import Folder, suffix
 
-Colour = tuple[int, int, int]
+_Colour = tuple[int, int, int]
 
 _BACKGROUND = re.compile(
     r"_*(back ?ground|bg|void|unlabel?led|unlabel|ignore|ignored|none|no label|nothing|border)_*",
@@ -102,7 +102,7 @@ class ClassTable:
 
     file: str = ""
     names: dict[int, str] = field(default_factory=dict)
-    colours: dict[Colour, str] = field(default_factory=dict)
+    colours: dict[_Colour, str] = field(default_factory=dict)
     left_out: frozenset[int] = frozenset()
 
     @property
@@ -189,7 +189,7 @@ def _of_json(file: str, content: Any) -> ClassTable:
     if not isinstance(content, dict) or not content:
         return ClassTable()
     ids: dict[int, str] = {}
-    colours: dict[Colour, str] = {}
+    colours: dict[_Colour, str] = {}
     for key, value in content.items():
         if isinstance(value, list) and len(value) in (3, 4):
             colours[_colour(value)] = key
@@ -205,7 +205,7 @@ def _of_json(file: str, content: Any) -> ClassTable:
 def _of_csv(file: str, lines: list[str]) -> ClassTable:
     mark = "\t" if lines and "\t" in lines[0] else ","
     ids: dict[int, str] = {}
-    colours: dict[Colour, str] = {}
+    colours: dict[_Colour, str] = {}
     for row in csv.DictReader(lines, delimiter=mark):
         cells = {(key or "").strip().lower(): value for key, value in row.items()}
         name = cells.get("name") or cells.get("label") or cells.get("class")
@@ -226,7 +226,7 @@ def _cells(line: str) -> set[str]:
     return {cell.strip().lower() for cell in re.split(r"[,\t;]", line)}
 
 
-def _colour(values: Any) -> Colour:
+def _colour(values: Any) -> _Colour:
     red, green, blue = (int(value) for value in list(values)[:3])
     return red, green, blue
 

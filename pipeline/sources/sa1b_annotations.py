@@ -8,11 +8,10 @@ from tap_engine.schemas import rle, values
 from tap_engine.schemas.errors import SchemaError
 from tap_engine.schemas.keys import MAX_REGIONS
 from tap_engine.schemas.rejects import Reason
+from tap_engine.schemas.rle import SizeHw
 
 NO_ID = -1
 """Region id of a reject whose region states none: it must not read as a whole image left out."""
-
-SizeHw = tuple[int, int]
 
 
 class Annotations(NamedTuple):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from tap_engine.model.predictor import Region, Tap
+    from tap_engine.model.predictor import Tap
+    from tap_engine.model.region import Region
 
 __all__ = ["Region", "Tap", "__version__"]
 
@@ -55,8 +56,12 @@ _find_place_for_compiled_code()
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Region", "Tap"):
-        from tap_engine.model import predictor
+    if name == "Tap":
+        from tap_engine.model.predictor import Tap
 
-        return getattr(predictor, name)
+        return Tap
+    if name == "Region":
+        from tap_engine.model.region import Region
+
+        return Region
     raise AttributeError(f"module 'tap_engine' has no attribute {name!r}")

@@ -7,7 +7,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from tests.golden.checks import Fixture, run_check
+from tests.golden.checks import run_check
+from tests.golden.fixture import Fixture
 
 
 def main() -> int:

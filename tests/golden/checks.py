@@ -7,15 +7,11 @@ from that configuration alone, so folders of other configurations work too. Tens
 them, but every tensor under `out/` must be compared.
 """
 
-import json
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tap_engine.model.concept_projector import concept_log_probs, concept_logits, top_concepts
@@ -25,73 +21,12 @@ from tap_engine.model.image_encoder import VitEncoder, drop_path_rates, resize_p
 from tap_engine.model.image_input import fit_image
 from tap_engine.model.prompt_encoder import PromptEncoder
 from tap_engine.model.prompts import box_from_mask, points_from_mask
+from tap_engine.model.schedule import cosine_rate
 from tap_engine.model.tap import TapModel, route
 from tap_engine.model.text_decoder import TextDecoder, caption_lengths
 from tap_engine.train.losses import dice_loss, focal_loss
-from tap_engine.train.optim import cosine_rate
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One compared tensor.
-
-    `error` is the largest absolute difference, or the number of differing entries where the
-    fixture asks for equality (tolerance 0 or a count).
-    """
-
-    fixture: str
-    name: str
-    error: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.tolerance  # NaN does not pass
-
-
-class Fixture:
-    """Tensors in float32 and the description beside them."""
-
-    def __init__(self, path: Path) -> None:
-        self.name = path.stem
-        self.info = json.loads(path.with_suffix(".json").read_text())
-        self.config = self.info["config"]
-        self.tensors = {
-            name: value.float() if value.dtype == torch.float16 else value
-            for name, value in load_file(path).items()
-        }
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    @property
-    def weights(self) -> dict[str, Tensor]:
-        prefix = "weights/"
-        return {k[len(prefix) :]: v for k, v in self.tensors.items() if k.startswith(prefix)}
-
-    def close(self, name: str, found: Tensor, tolerance: float | None = None) -> Verdict | None:
-        """Largest difference; None where the fixture does not bring this tensor."""
-        if name not in self.tensors:
-            return None
-        expected = self[name]
-        if tuple(found.shape) != tuple(expected.shape):
-            raise ValueError(
-                f"{self.name}: {name} is {list(expected.shape)}, found {list(found.shape)}"
-            )
-        if tolerance is None:
-            tolerance = float(self.info["tolerance"]["atol"])
-        error = (found.double() - expected.double()).abs().max().item()
-        return Verdict(self.name, name, error, tolerance)
-
-    def same(self, name: str, found: Tensor, allowed: float = 0) -> Verdict | None:
-        """Number of different entries; None where the fixture does not bring this tensor."""
-        if name not in self.tensors:
-            return None
-        differing = (found.to(self[name].dtype) != self[name]).sum().item()
-        return Verdict(self.name, name, differing, allowed)
-
-
-Checks = Iterator[Verdict | None]
+from tests.golden.fixture import Checks, Fixture, Verdict
+from tests.golden.ovsam_checks import OVSAM_CHECKS
 
 
 def vit_config(c: dict) -> VitConfig:
@@ -255,15 +190,16 @@ def losses_and_rates(f: Fixture) -> Checks:
     yield f.close("out/ce_none", plain)
     yield f.close("out/ce_smooth_0.1_none", smooth)
     for index, schedule in enumerate(f.info["lr_schedules"]):
+        held, warmup = schedule["decay_step"], schedule["warmup_steps"]
         rates = [
             cosine_rate(
-                step,
+                # The released code can hold the rate for some steps; ours cannot.
+                step if step < warmup else step - (step - warmup) % held,
                 peak=schedule["lr_max"],
                 last=schedule["lr_min"],
                 steps=schedule["max_steps"],
-                warmup_steps=schedule["warmup_steps"],
+                warmup_steps=warmup,
                 warmup_from=schedule["warmup_factor"],
-                refresh=schedule["decay_step"],
             )
             for step in range(schedule["max_steps"] + 1)
         ]
@@ -396,8 +332,6 @@ def run_check(fixture: Fixture) -> list[Verdict]:
         ValueError: no check of this kind, a tensor of another shape, or an expected tensor that
             the check does not compare.
     """
-    from tests.golden.ovsam_checks import OVSAM_CHECKS  # it needs this module's classes
-
     checks, kind = CHECKS | OVSAM_CHECKS, fixture.info["fixture"]
     if kind not in checks:
         raise ValueError(f"{fixture.name}: no check of kind {kind!r}; known: {list(checks)}")

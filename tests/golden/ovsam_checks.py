@@ -31,7 +31,7 @@ from tap_engine.model.ovsam.sam2clip import Sam2Clip
 from tap_engine.model.ovsam.sam_encoder import SamImageEncoder
 from tap_engine.train.evaluation.interactive import InteractiveScore, centre_point, mask_iou
 from tap_engine.train.ovsam.losses import class_loss, distillation_loss, mask_losses
-from tests.golden.checks import Fixture, Verdict
+from tests.golden.fixture import Fixture, Verdict
 
 LOG_SCALE = {"exp(4.6052)": 4.6052}
 

@@ -13,7 +13,7 @@ from tap_engine.model.text_tokenizer import load_tokenizer, train_bpe
 from tap_engine.schemas.tables import concepts_schema
 from tap_engine.schemas.vocabulary import DEFAULT_VOCABULARY, load_vocabulary
 from tap_engine.train.ablation import AblationRequest, pretraining, tuning, variants
-from tap_engine.train.run import open_run
+from tap_engine.train.opening import open_run
 from tests.train.small_run import SETTINGS, small_config
 from tests.train.small_store import EMBEDDING_DIM, make_store, vectors
 

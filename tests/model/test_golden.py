@@ -12,7 +12,8 @@ from tap_engine.model.config import PRESETS
 from tap_engine.model.prompt_encoder import PromptEncoder
 from tap_engine.model.tap import TapModel
 from tests.golden import __main__ as golden_command
-from tests.golden.checks import CHECKS, Fixture, run_check
+from tests.golden.checks import CHECKS, run_check
+from tests.golden.fixture import Fixture
 from tests.support import GOLDEN
 
 

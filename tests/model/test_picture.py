@@ -12,7 +12,7 @@ from tap_engine.model.picture import (
     region_mark,
     top_level,
 )
-from tap_engine.model.predictor import Concept, Region
+from tap_engine.model.region import Concept, Region
 
 GREY = np.full((120, 160, 3), 100, np.uint8)
 

@@ -12,16 +12,3 @@ def test_conversions_are_inverse() -> None:
 def test_clip_leaves_nothing_of_a_box_off_the_image() -> None:
     clipped = boxes.clip_xyxy(np.array([[-5.0, -904.0, 20.0, -890.0], [5, 5, 15, 15]]), (10, 12))
     assert boxes.area_xyxy(clipped).tolist() == [0.0, 35.0]
-
-
-def test_iou_against_a_count_of_pixels() -> None:
-    a, b = np.array([[0, 0, 4, 4], [1, 1, 1, 5]]), np.array([[2, 2, 6, 4], [8, 8, 9, 9]])
-    grid = np.zeros((2, 2, 10, 10), bool)
-    for side, group in enumerate((a, b)):
-        for index, (left, top, right, bottom) in enumerate(group):
-            grid[side, index, top:bottom, left:right] = True
-    for i in range(2):
-        for j in range(2):
-            union = (grid[0, i] | grid[1, j]).sum()
-            expected = (grid[0, i] & grid[1, j]).sum() / union if union else 0
-            assert boxes.iou_xyxy(a, b)[i, j] == expected

@@ -5,7 +5,7 @@ from tap_engine.model import attention as door
 from tap_engine.model import attention_backends as backends
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.train.attention_start import attention_shapes, start_attention
-from tap_engine.train.run import open_run
+from tap_engine.train.opening import open_run
 from tests.model.small import small_model
 from tests.train.small_run import small_config
 from tests.train.small_store import make_store

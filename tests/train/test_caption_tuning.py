@@ -18,8 +18,8 @@ from tap_engine.train.held_out import HeldOutConfig, report_checkpoint
 from tap_engine.train.held_out_data import boxes_xyxy_of, open_measured, pixels_of
 from tap_engine.train.loop import train
 from tap_engine.train.objective import Objective
+from tap_engine.train.opening import open_run
 from tap_engine.train.recipes import recipe
-from tap_engine.train.run import open_run
 from tap_engine.train.terms import count
 from tests.train.small_run import SETTINGS, small_config
 from tests.train.small_store import make_store

@@ -19,7 +19,7 @@ from tap_engine.train.checkpoint import (
     read_tensors,
     save_checkpoint,
 )
-from tap_engine.train.run import open_run
+from tap_engine.train.opening import open_run
 from tests.train.small_run import small_config
 from tests.train.small_store import make_store
 

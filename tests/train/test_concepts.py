@@ -9,7 +9,7 @@ from tap_engine.train.data.augment import AugmentConfig
 from tap_engine.train.data.examples import ExampleConfig
 from tap_engine.train.data.store_reader import StoreReader
 from tap_engine.train.data.stream import Share, Stream, StreamConfig
-from tap_engine.train.objective import LossConfig
+from tap_engine.train.loss_config import LossConfig
 from tests.train.small_store import CONCEPTS, LOGIT_SCALE, make_store
 
 BATCHED = ("embedding", "concept_ids", "concept_probs")

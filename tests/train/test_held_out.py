@@ -17,7 +17,7 @@ from tap_engine.train.evaluation.region_model import Predicted
 from tap_engine.train.held_out import HeldOutConfig, measure, report_checkpoint
 from tap_engine.train.held_out_data import open_measured, stored_images
 from tap_engine.train.held_out_picture import pair
-from tap_engine.train.run import open_run
+from tap_engine.train.opening import open_run
 from tests.train.small_run import small_config
 from tests.train.small_store import CONCEPTS, make_store
 

@@ -17,7 +17,7 @@ from tap_engine.train.data.examples import Batch
 from tap_engine.train.data.loading import LoaderError
 from tap_engine.train.data.stream import Stream
 from tap_engine.train.loop import Interrupted, TrainingError, train
-from tap_engine.train.run import open_run
+from tap_engine.train.opening import open_run
 from tap_engine.train.run_log import LogConfig, RunLog
 from tests.train.small_run import arguments, command, small_config
 from tests.train.small_store import make_store

@@ -12,11 +12,12 @@ from tap_engine.model.tap import TapModel
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.train.concepts import CONCEPT_LOSSES, ConceptSpace
 from tap_engine.train.data.examples import Batch
-from tap_engine.train.objective import LossConfig, Objective
+from tap_engine.train.loss_config import LossConfig
+from tap_engine.train.objective import Objective
+from tap_engine.train.opening import freeze
 from tap_engine.train.optim import OptimConfig
 from tap_engine.train.prompts import PromptBatch, PromptConfig
 from tap_engine.train.recipes import recipe
-from tap_engine.train.run import freeze
 from tap_engine.train.terms import count, groups
 from tests.model.small import small_config, small_model
 
@@ -44,6 +45,7 @@ def made_batch(**changes) -> Batch:
         ),
         keys=torch.arange(4)[None],
         seeds=torch.arange(4)[None] * 7919,
+        content_hw=torch.tensor([[64, 64]]),
         valid=torch.ones(1, 4, dtype=torch.bool),
         has_concepts=torch.tensor([[True, True, False, True]]),
         embeddings=embeddings,

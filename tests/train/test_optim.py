@@ -3,11 +3,11 @@ import torch
 from safetensors.torch import load_file
 
 from tap_engine.model.config import preset
+from tap_engine.model.schedule import cosine_rate
 from tap_engine.model.tap import TapModel
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.train.optim import (
     OptimConfig,
-    cosine_rate,
     make_optimizer,
     parameter_groups,
     rate_factor,
@@ -18,10 +18,6 @@ from tests.support import GOLDEN
 
 SCHEDULES = [
     ("out/lr_0", dict(peak=1e-3, last=1e-5, steps=200, warmup_steps=20, warmup_from=0.0)),
-    (
-        "out/lr_1",
-        dict(peak=1e-3, last=1e-5, steps=200, warmup_steps=20, warmup_from=0.001, refresh=7),
-    ),
     ("out/lr_2", dict(peak=3e-4, last=0.0, steps=150)),
 ]
 

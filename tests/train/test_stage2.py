@@ -11,7 +11,7 @@ from tap_engine.model.text_tokenizer import IGNORE, train_bpe
 from tap_engine.schemas.errors import CheckpointError, ConfigError
 from tap_engine.train.loop import train
 from tap_engine.train.losses import caption_loss
-from tap_engine.train.run import open_run
+from tap_engine.train.opening import open_run
 from tap_engine.train.terms import count
 from tests.train.data.test_selection import plan, write_plan
 from tests.train.small_run import small_config

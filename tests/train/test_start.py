@@ -5,8 +5,8 @@ import torch
 
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.settings import with_overrides
+from tap_engine.train.opening import open_run
 from tap_engine.train.recipes import RECIPES, recipe
-from tap_engine.train.run import open_run
 from tap_engine.train.start import check_start, initial_model, trunk_file
 
 

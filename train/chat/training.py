@@ -21,6 +21,7 @@ from tap_engine.model.chat.checkpoint import load_chat, save_chat
 from tap_engine.model.chat.language_model import load_language_model
 from tap_engine.model.chat.tokens import ChatTokens
 from tap_engine.model.predictor import Tap
+from tap_engine.model.schedule import cosine_rate
 from tap_engine.schemas.errors import CheckpointError, ConfigError
 from tap_engine.train import distributed
 from tap_engine.train.chat.config import ChatRunConfig
@@ -38,7 +39,7 @@ from tap_engine.train.config import differences
 from tap_engine.train.data.noise import seed_of
 from tap_engine.train.distributed import Process
 from tap_engine.train.loop import Interrupted, StopRequest, TrainingError, synchronised
-from tap_engine.train.optim import cosine_rate, make_optimizer, set_rate
+from tap_engine.train.optim import make_optimizer, set_rate
 from tap_engine.train.run_log import RunLog
 
 

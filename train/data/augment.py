@@ -16,7 +16,7 @@ from tap_engine.schemas import boxes
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.rle import Runs, SizeHw, decode_scaled
 
-Pixels = npt.NDArray[np.uint8]
+_Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class View:
 
     def image(
         self, image_rgb: Image.Image, fill_rgb: tuple[int, int, int], *, opencv: bool = False
-    ) -> Pixels:
+    ) -> _Pixels:
         """[S, S, 3] uint8: the window, resized as at inference.
 
         Args:
@@ -95,7 +95,7 @@ class View:
         out[:content_h, :content_w] = part[:, ::-1] if self.flip else part
         return out
 
-    def _resized_by_opencv(self, image: Pixels, left: float, top: float) -> Pixels:
+    def _resized_by_opencv(self, image: _Pixels, left: float, top: float) -> _Pixels:
         # The whole picture, then a window of whole pixels: what inference sees, cut.
         x1, y1, x2, y2 = self.window_xyxy
         height, width = self.size_hw
@@ -155,12 +155,7 @@ def draw_view(
     )
 
 
-def plain_view(size_hw: SizeHw, canvas_px: int) -> View:
-    """The view of inference: longest side fills the canvas, top-left, nothing random."""
-    return draw_view(size_hw, canvas_px, AugmentConfig(), np.random.default_rng(0))
-
-
-def vary_colour(pixels: Pixels, config: AugmentConfig, rng: np.random.Generator) -> Pixels:
+def vary_colour(pixels: _Pixels, config: AugmentConfig, rng: np.random.Generator) -> _Pixels:
     """[..., 3] uint8 with another brightness and a shift of each channel; a new array."""
     if config.brightness == 0 and config.channel_shift == 0:
         return pixels

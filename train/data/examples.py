@@ -27,7 +27,7 @@ from tap_engine.train.data.store_reader import StoredImage
 
 REGION_COLUMNS = ("bbox_xywh", "rle")
 
-Array = npt.NDArray[np.generic]
+_Array = npt.NDArray[np.generic]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,18 +87,18 @@ class Example:
     """
 
     image_id: int
-    image: Array
+    image: _Array
     content_hw: tuple[int, int]
-    masks: Array
-    has_mask: Array
-    boxes_xyxy: Array
-    keys: Array
-    seeds: Array
-    has_concepts: Array
-    embeddings: Array | None = None
-    concept_ids: Array | None = None
-    concept_probs: Array | None = None
-    words: Array | None = None
+    masks: _Array
+    has_mask: _Array
+    boxes_xyxy: _Array
+    keys: _Array
+    seeds: _Array
+    has_concepts: _Array
+    embeddings: _Array | None = None
+    concept_ids: _Array | None = None
+    concept_probs: _Array | None = None
+    words: _Array | None = None
     problem: str | None = None
 
 

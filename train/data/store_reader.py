@@ -22,8 +22,7 @@ from tap_engine.schemas.store_settings import StoreSettings
 from tap_engine.schemas.tables import IMAGES, REGIONS, table_uri
 from tap_engine.train.data.lance_table import open_table
 from tap_engine.train.data.noise import mixed_bits
-
-Index = npt.NDArray[np.int64]
+from tap_engine.train.data.order import Index
 
 _SHARE = 0x5A
 """Keeps the draw of `shared_rows` apart from those of examples, which hash ids as well."""

@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from tap_engine.model.prompt_encoder import Label
 
-Masks = npt.NDArray[np.bool_]
+_Masks = npt.NDArray[np.bool_]
 
 
-def next_click(mask: Masks, guess: Masks) -> tuple[tuple[float, float], int]:
+def next_click(mask: _Masks, guess: _Masks) -> tuple[tuple[float, float], int]:
     """Places the next click: in the middle of the largest error.
 
     Args:
@@ -36,7 +36,7 @@ def next_click(mask: Masks, guess: Masks) -> tuple[tuple[float, float], int]:
     return surplus_at, int(Label.BACKGROUND)
 
 
-def _middle(area: Masks) -> tuple[tuple[float, float], float]:
+def _middle(area: _Masks) -> tuple[tuple[float, float], float]:
     """The pixel farthest from the edge of an area, and how far; 0 where it is empty."""
     rows, columns = np.flatnonzero(area.any(axis=1)), np.flatnonzero(area.any(axis=0))
     if not len(rows):

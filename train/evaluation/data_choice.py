@@ -7,11 +7,10 @@ from pathlib import Path
 
 from tap_engine.model.image_input import Rgb
 from tap_engine.schemas.errors import ConfigError
+from tap_engine.schemas.shipped import SAMPLE
 from tap_engine.train.evaluation.data_sets import EvalSet, from_store, with_folder
 from tap_engine.train.evaluation.ground_truth import GroundTruth, read_coco_layout
 from tap_engine.train.evaluation.refcocog import read_refcocog
-
-SAMPLE = "sample"
 
 DrawSamples = Callable[[int], EvalSet]
 """How many held-out scenes of the sample world, 0 for the usual number -> the scenes. The data

@@ -8,13 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tap_engine.train.evaluation.scoring_captions import PTB
-from tap_engine.train.evaluation.stamps import Stamp
+from tap_engine.train.evaluation.stamps import GT, Stamp
 
 NOTEBOOKS = "official notebooks evaluation_tap_*.ipynb (baaivision/tokenize-anything)"
 TAP = "TAP paper (arXiv 2312.09128)"
 TAP_V2 = "TAP-v2 paper (Sci. China Inf. Sci. 2025, 68(10): 200106)"
 
-GT = "gt"
 VITDET_H = "vitdet-h"
 """Boxes of detectron2's ViTDet-H cascade: 92,857 on COCO val2017, 3,293,288 on LVIS v1 val."""
 

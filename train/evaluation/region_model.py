@@ -17,8 +17,9 @@ from torch import Tensor
 from tap_engine.model.concept_projector import concept_log_probs
 from tap_engine.model.concepts import ConceptTable
 from tap_engine.model.image_input import Rgb
-from tap_engine.model.predictor import Candidates, Tap
+from tap_engine.model.predictor import Tap
 from tap_engine.model.prompt_encoder import Label
+from tap_engine.model.region import Candidates
 from tap_engine.schemas.boxes import xywh_to_xyxy
 from tap_engine.schemas.errors import ConfigError
 
@@ -61,7 +62,7 @@ class Predicted:
         return self.iou[np.arange(len(self.chosen)), self.chosen]
 
 
-Array = npt.NDArray[np.float32]
+_Array = npt.NDArray[np.float32]
 
 
 @runtime_checkable
@@ -86,7 +87,7 @@ class Classifier(Protocol):
 
     def classify(
         self, boxes_xywh: npt.NDArray[np.float64], rles: Sequence[bytes | None]
-    ) -> tuple[Array, Array]:
+    ) -> tuple[_Array, _Array]:
         """Boxes [P, 4] px and their true masks -> [P, C] probabilities, [P] IoU estimates."""
 
 
@@ -134,7 +135,7 @@ class TapRegions:
 
     def classify(
         self, boxes_xywh: npt.NDArray[np.float64], rles: Sequence[bytes | None]
-    ) -> tuple[Array, Array]:
+    ) -> tuple[_Array, _Array]:
         """Class probabilities of boxes: the model sees the box and not the true mask.
 
         Args:
@@ -154,7 +155,7 @@ class TapRegions:
         probabilities = self.probabilities([part.embeddings for part in parts])
         return probabilities, np.concatenate(iou) if iou else np.empty(0, np.float32)
 
-    def probabilities(self, embeddings: Sequence[Array]) -> Array:
+    def probabilities(self, embeddings: Sequence[_Array]) -> _Array:
         """Chunks of embeddings [P, E] -> probabilities [P, C] of `classes`, in float32."""
         weights = self._weights
         if not embeddings:

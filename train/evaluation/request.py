@@ -15,10 +15,11 @@ from tap_engine.model.predictor import Tap
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.schemas.precision import check_precision
 from tap_engine.schemas.progress import Say
+from tap_engine.schemas.shipped import SAMPLE
 from tap_engine.schemas.vocabulary import readable_names
 from tap_engine.train.checkpoint import model_folder
 from tap_engine.train.evaluation import evaluate
-from tap_engine.train.evaluation.data_choice import SAMPLE, DataChoice, DrawSamples, evaluation_set
+from tap_engine.train.evaluation.data_choice import DataChoice, DrawSamples, evaluation_set
 from tap_engine.train.evaluation.data_sets import EvalSet
 from tap_engine.train.evaluation.detector_boxes import DetectorBoxes
 from tap_engine.train.evaluation.evaluate import ImageShare
@@ -26,7 +27,8 @@ from tap_engine.train.evaluation.evaluation import Asked, Evaluation, Part, part
 from tap_engine.train.evaluation.ground_truth import GroundTruth
 from tap_engine.train.evaluation.region_model import Classifier, TapRegions
 from tap_engine.train.evaluation.report import Score
-from tap_engine.train.evaluation.score_files import GT, ScoreConfig, score
+from tap_engine.train.evaluation.score_files import ScoreConfig, score
+from tap_engine.train.evaluation.stamps import GT
 from tap_engine.train.evaluation.tasks import task, task_names
 
 

@@ -21,10 +21,8 @@ from tap_engine.train.evaluation.ground_truth import (
     read_coco_layout,
 )
 from tap_engine.train.evaluation.report import Score
-from tap_engine.train.evaluation.stamps import Stamp
+from tap_engine.train.evaluation.stamps import GT, Stamp
 from tap_engine.train.evaluation.tasks import task, task_of_protocol
-
-GT = "gt"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

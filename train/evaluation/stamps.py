@@ -10,6 +10,9 @@ from typing import Any
 
 from tap_engine.schemas.errors import SchemaError
 
+GT = "gt"
+"""Box source: the boxes of the ground truth, not of a detector."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stamp:

@@ -19,13 +19,14 @@ from tap_engine.train.checkpoint import find_checkpoint, read_state
 from tap_engine.train.data.examples import Batch, ExampleConfig
 from tap_engine.train.data.stream import Share, Stream
 from tap_engine.train.folder_lock import FolderLock
+from tap_engine.train.manifest import write_manifest
 from tap_engine.train.optim import make_optimizer
 from tap_engine.train.ovsam.config import OvsamTrainConfig
 from tap_engine.train.ovsam.labels import labels_of_stores
 from tap_engine.train.ovsam.objectives import TRAINED, Distillation, Naming
 from tap_engine.train.ovsam.start import initial_ovsam
 from tap_engine.train.ovsam.teachers import StoredFeatures, open_teacher
-from tap_engine.train.run import Run, write_manifest
+from tap_engine.train.run import Run
 from tap_engine.train.run_log import RunLog
 
 

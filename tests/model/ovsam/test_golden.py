@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tap_engine.model.ovsam import classes, sam_encoder
-from tests.golden.checks import Fixture, run_check
+from tests.golden.checks import run_check
+from tests.golden.fixture import Fixture
 
 FOLDER = Path(__file__).parents[2] / "golden_ovsam"
 FIXTURES = sorted(FOLDER.glob("*.safetensors"))

@@ -9,7 +9,7 @@ from tap_engine.model.image_input import fit_image
 from tap_engine.model.ovsam.image_input import fit_picture
 from tap_engine.schemas import rle
 from tap_engine.schemas.errors import ConfigError
-from tap_engine.train.data.augment import AugmentConfig, draw_view, plain_view, vary_colour
+from tap_engine.train.data.augment import AugmentConfig, draw_view, vary_colour
 
 FILL = (9, 9, 9)
 
@@ -50,7 +50,7 @@ def test_image_mask_and_box_agree(seed):
 def test_without_augmentation_it_is_the_view_of_inference(size_hw):
     pixels = np.random.default_rng(0).integers(0, 255, (*size_hw, 3), np.uint8)
     fitted = fit_image(pixels, 64, FILL)
-    view = plain_view(size_hw, 64)
+    view = draw_view(size_hw, 64, AugmentConfig(), np.random.default_rng(0))
     assert view.content_hw == fitted.content_hw
     np.testing.assert_array_equal(view.image(Image.fromarray(pixels), FILL), fitted.canvas)
 
@@ -88,7 +88,7 @@ def test_opencvs_filter_shows_what_inference_sees(size_hw) -> None:
 
     rgb = np.random.default_rng(0).integers(0, 255, (*size_hw, 3), np.uint8)
     fitted = fit_picture(rgb, 64)
-    view = plain_view(size_hw, 64)
+    view = draw_view(size_hw, 64, AugmentConfig(), np.random.default_rng(0))
     found = view.image(Image.fromarray(rgb), (0, 0, 0), opencv=True)
     assert view.content_hw == fitted.content_hw
     assert np.array_equal(found, fitted.canvas)

@@ -2,10 +2,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from torchvision.ops import box_iou
 
 from tap_engine.model.concepts import ConceptTable
 from tap_engine.schemas import rle
-from tap_engine.schemas.boxes import iou_xyxy, xywh_to_xyxy
+from tap_engine.schemas.boxes import xywh_to_xyxy
 from tap_engine.schemas.errors import ConfigError
 from tap_engine.train.evaluation.detector_boxes import Detected
 from tap_engine.train.evaluation.evaluation import Question
@@ -81,7 +82,8 @@ def test_detections_follow_the_official_rule() -> None:
         for row in detections_of(1, boxes, probabilities, iou, category_ids).to_pylist()
     }
     expected = {}
-    overlap = iou_xyxy(xywh_to_xyxy(boxes), xywh_to_xyxy(boxes))
+    corners = torch.from_numpy(xywh_to_xyxy(boxes))
+    overlap = box_iou(corners, corners).numpy()
     for column, category in enumerate(category_ids.tolist()):
         score = np.sqrt(probabilities[:, column].astype(np.float64) * np.clip(iou, 0, 1))
         left = [i for i in np.argsort(-score, kind="stable") if probabilities[i, column] > 0.001]

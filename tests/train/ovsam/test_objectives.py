@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from tap_engine.model.schedule import stepped_rate
 from tap_engine.schemas.truth import Thing, Truth
 from tap_engine.train.data.stream import Share, Stream
-from tap_engine.train.optim import stepped_rate
 from tap_engine.train.ovsam.labels import RegionLabels, labels_of_stores
 from tap_engine.train.ovsam.losses import (
     HeadLossConfig,

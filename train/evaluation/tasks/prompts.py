@@ -35,7 +35,7 @@ PROMPTED = region_schema(
 """A prompted mask: IoU with the truth of the mask the model chose, of the best of its masks, and
 what the model itself expected."""
 
-Points = npt.NDArray[np.float32]
+_Points = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 
 
@@ -73,7 +73,7 @@ def prompted(question: Question, clicks: int = CLICKS) -> pa.RecordBatch:
     """
     masks = question.masks
     sketches = np.stack([points_from_mask(mask) for mask in masks])
-    kinds: list[tuple[str, Points, Labels]] = [
+    kinds: list[tuple[str, _Points, Labels]] = [
         ("box", *box_prompts(xywh_to_xyxy(question.boxes_xywh))),
         ("sketch", *with_padding(sketches, np.full(sketches.shape[:2], Label.FOREGROUND))),
     ]
@@ -111,7 +111,7 @@ class Answer:
     predicted_iou: float
 
 
-def answers(question: Question, points: Points, labels: Labels) -> list[Answer]:
+def answers(question: Question, points: _Points, labels: Labels) -> list[Answer]:
     """What the model says to one prompt for each of the question's masked regions."""
     parts = question.prompted(points, labels, Wanted(masks=True))
     return list(held_against(question.masks, parts))
@@ -149,7 +149,7 @@ def _rows(question: Question, kind: str, given: list[Answer]) -> Iterator[dict[s
         }
 
 
-def with_padding(points: Points, labels: Labels) -> tuple[Points, Labels]:
+def with_padding(points: _Points, labels: Labels) -> tuple[_Points, Labels]:
     """Loose points end with a padding point, as the released model always saw them."""
     count = len(points)
     return (
