@@ -113,7 +113,7 @@ def mix(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="The seed of the drawing; another seed draws other images.")
+        int, typer.Option(min=0, help="The seed of the drawing; another seed draws other images.")
     ] = 0,
     storage_option: StorageOption = None,
 ) -> None:

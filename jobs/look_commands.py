@@ -87,7 +87,9 @@ def query(
     ] = None,
     limit: Annotated[
         int,
-        typer.Option(help="The number of rows at most; 0 gives all. On a screen 20 by default."),
+        typer.Option(
+            max=MAX_KEY, help="The number of rows at most; 0 gives all. On a screen 20 by default."
+        ),
     ] = -1,
     format: Annotated[
         str, typer.Option(help="The form: table, json (one object per line), csv or parquet.")
@@ -141,7 +143,7 @@ def picture(
     store: StoreArgument,
     out: Annotated[Path, typer.Option(callback=new_picture, help="The PNG file to write.")],
     images: Annotated[
-        int, typer.Option(help="The number of images: the first N of the store.")
+        int, typer.Option(min=1, help="The number of images: the first N of the store.")
     ] = 6,
     truth: Annotated[
         Path | None,

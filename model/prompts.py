@@ -83,7 +83,7 @@ def make_prompts(
         boxes: [P, 4] or [4] xyxy px; may reach over the edge.
         points: [P, K, 2] or [K, 2] (x, y) px: K points of each of P regions.
         point_labels: [P, K] or [K]: 1 in the region, 0 not in it, 4 no point; all 1 by default.
-        mask: [P, H, W] or [H, W], non-zero is inside; of the image's size.
+        mask: [P, H, W] or [H, W], of the image's size, non-zero is inside; floats are 0 or 1.
 
     Raises:
         ConfigError: nothing given, shapes disagree, not numbers, or a prompt off the image.
@@ -172,6 +172,11 @@ def _mask_points(
     mask: npt.ArrayLike, image_hw: tuple[int, int]
 ) -> tuple[Points, npt.NDArray[np.int64]]:
     masks = np.asarray(mask)
+    if masks.dtype.kind == "f" and not np.isin(masks, (0, 1)).all():
+        raise ConfigError(
+            "a mask of floats must be 0 or 1: whether others are probabilities or logits is not "
+            "known. Give mask > 0.5, or mask > 0 for logits"
+        )
     masks = masks[None] if masks.ndim == 2 else masks
     if masks.ndim != 3 or masks.shape[1:] != image_hw:
         raise ConfigError(

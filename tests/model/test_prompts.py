@@ -85,3 +85,13 @@ def test_boxes_over_the_edge_stay() -> None:
 def test_prompts_that_cannot_be_meant(prompts, message) -> None:
     with pytest.raises(ConfigError, match=message):
         make_prompts(SIZE, **prompts)
+
+
+def test_a_soft_mask_is_refused_and_a_float_one_of_0_and_1_is_a_mask() -> None:
+    hard = np.zeros(SIZE)
+    hard[10:20, 30:40] = 1
+    same = make_prompts(SIZE, mask=hard > 0).points
+    assert np.array_equal(make_prompts(SIZE, mask=hard).points, same)
+    for soft in (hard * 0.97 + 0.01, (hard - 0.5) * 20, np.where(hard, 1, np.nan)):
+        with pytest.raises(ConfigError, match="floats must be 0 or 1"):
+            make_prompts(SIZE, mask=soft)
