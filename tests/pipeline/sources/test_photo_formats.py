@@ -156,6 +156,8 @@ def test_yolo_lines_stand_for_themselves(tmp_path) -> None:
         True,
         False,
     ]
+    for region in found.images["images/train/a.png"].regions:
+        assert region.bbox_xywh == pytest.approx((5, 6, 10, 12))
     assert not found.lost and "class 7" in found.notes[0]
 
 
