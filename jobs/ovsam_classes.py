@@ -9,7 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from tap_engine.model.image_input import Rgb
-from tap_engine.model.ovsam.classes import ClassTable, make_classes, synonyms
+from tap_engine.model.ovsam.classes import TEMPLATES, ClassTable, make_classes, synonyms
 from tap_engine.model.ovsam.union import aliases_of, union_classes
 from tap_engine.pipeline.config import CropOptions
 from tap_engine.pipeline.crop import crop_regions
@@ -32,6 +32,7 @@ def make_class_file(
     base: Path | None,
     base_share: float,
     seed: int,
+    templates: tuple[str, ...] = (),
 ) -> ClassTable:
     """Writes the class table of some names; the arguments are those of `ovsam-classes`.
 
@@ -66,7 +67,10 @@ def make_class_file(
             for line in lines
         ]
     teacher = Teacher(TeacherConfig(name=clip, pretrained=pretrained, download=download))
-    found = replace(make_classes(listed, teacher.encode_texts, texts=texts), aliases=aliases)
+    if wrong := [sentence for sentence in templates if "{}" not in sentence]:
+        raise ConfigError(f"--template {wrong[0]!r} has no {{}} for the name")
+    made = make_classes(listed, teacher.encode_texts, texts=texts, templates=templates or TEMPLATES)
+    found = replace(made, aliases=aliases)
     chosen = _base_names(listed, base, base_share, seed)
     if chosen:
         found = found.with_kinds(base=chosen, novel=set(listed) - chosen)

@@ -161,6 +161,10 @@ def classes(
         float, typer.Option(help="Or this share of the classes, drawn by --seed; 0 for no split.")
     ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the split.")] = 0,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(help="A sentence with {} for the name; the method's 14 by default."),
+    ] = None,
     pretrained: Annotated[
         str | None, typer.Option(help="Weights of an open_clip name: a tag or a file.")
     ] = None,
@@ -183,6 +187,7 @@ def classes(
             base=base,
             base_share=base_share,
             seed=seed,
+            templates=tuple(template or ()),
         )
     kinds = table.kinds.tolist()
     typer.echo(

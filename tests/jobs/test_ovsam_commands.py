@@ -51,6 +51,12 @@ def test_classes_of_names_with_a_split(tmp_path) -> None:
     assert table.names == ("dog", "sofa", "cat") and table.kinds.tolist() == [1, 2, 1]
     assert table.prototypes.shape == (3, 3, 128)
     assert np.allclose(table.prototypes.norm(dim=-1), 1, atol=1e-5)
+    one = run(main, [*command, *names, "--template", "a {}"])
+    assert one.exit_code == 0, one.output
+    other = ClassTable.load(out)
+    assert not torch.allclose(other.prototypes, table.prototypes)
+    wrong = run(main, [*command, *names, "--template", "a thing"])
+    assert wrong.exit_code == 1 and "has no {} for the name" in wrong.output
     nothing = run(main, command)
     assert nothing.exit_code == 1 and "give one of --names" in nothing.output
 
