@@ -9,6 +9,7 @@ from tap_engine.jobs import (
     chat_commands,
     eval_commands,
     ovsam_commands,
+    ovsam_eval_commands,
     predict_commands,
     train_commands,
 )
@@ -46,6 +47,7 @@ train_commands.register(main)
 eval_commands.register(main)
 chat_commands.register_training(main)
 ovsam_commands.register(main)
+ovsam_eval_commands.register(main)
 main.command("convert-weights", rich_help_panel=PUBLISH)(convert_weights)
 predict_commands.register(main, hidden=True)  # its place is `tap`
 
