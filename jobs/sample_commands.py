@@ -113,29 +113,14 @@ def sample_sprites(
 
 def train_teacher(
     out: Annotated[Path, typer.Argument(help="A new folder, or one to continue.")],
-    scenes: Annotated[int | None, typer.Option(help="The number of training scenes.")] = None,
-    validation: Annotated[
-        int | None, typer.Option(help="The number of scenes that the report is measured on.")
-    ] = None,
-    steps: Annotated[int | None, typer.Option(help="The number of optimiser steps.")] = None,
-    batch: Annotated[int | None, typer.Option(help="The number of crops per step.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The seed of weights and sampling.")] = None,
-    whole_scenes: Annotated[
-        int | None,
+    set_: Annotated[
+        list[str] | None,
         typer.Option(
-            help="The number of whole scenes per step, for a backbone of Open-Vocabulary SAM."
+            "--set",
+            metavar="NAME=VALUE",
+            help="Change a setting: steps=4000. An unknown name lists all of them.",
         ),
     ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="The learning rate at its highest.")
-    ] = None,
-    warmup: Annotated[
-        int | None, typer.Option(help="The number of steps in which the learning rate rises.")
-    ] = None,
-    start: Annotated[
-        str | None, typer.Option(help="The teacher to continue from: a folder, or 'sample'.")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="The device: cpu or cuda.")] = None,
     threads: Annotated[
         int, typer.Option(help="The number of threads that torch uses on the CPU.")
     ] = 1,
@@ -152,22 +137,9 @@ def train_teacher(
         from tap_engine.pipeline.sample.teacher_training import TeacherTrainingConfig
         from tap_engine.pipeline.sample.teacher_training import train_teacher as train
         from tap_engine.schemas.progress import Progress
+        from tap_engine.schemas.settings import with_overrides
 
-        chosen = {
-            "scenes": scenes,
-            "validation": validation,
-            "steps": steps,
-            "batch": batch,
-            "seed": seed,
-            "device": device,
-            "whole_scenes": whole_scenes,
-            "learning_rate": learning_rate,
-            "warmup": warmup,
-            "start": start,
-        }
-        config = TeacherTrainingConfig(
-            **{name: value for name, value in chosen.items() if value is not None}  # type: ignore[arg-type]
-        )
+        config = with_overrides(TeacherTrainingConfig(), set_ or [])
         torch.set_num_threads(threads)
         bars: dict[str, Progress] = {}
 

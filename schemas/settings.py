@@ -16,6 +16,9 @@ from tap_engine.schemas.errors import ConfigError
 
 Config = TypeVar("Config")
 
+_FEW = 20
+"""Up to this number of settings an unknown name is answered with all of them."""
+
 
 def with_overrides(config: Config, overrides: Iterable[str]) -> Config:
     """Returns a copy of a config with `a.b=value` applied in turn.
@@ -46,6 +49,8 @@ def _unknown(name: str, known: list[str]) -> str:
     last = name.rpartition(".")[2]
     close = [other for other in known if other.rpartition(".")[2] == last]
     close += difflib.get_close_matches(name, known, 3, 0.6)
+    if len(known) <= _FEW:
+        return f"no setting {name!r}; there are {', '.join(known)}"
     return f"no setting {name!r}; " + (
         f"close: {', '.join(dict.fromkeys(close))}"
         if close

@@ -94,3 +94,14 @@ def test_every_command_stands_in_a_panel_and_recipes_show_their_settings() -> No
         .stdout.splitlines()
     )
     assert {"teacher.name=sample", "workers.commit_s=5.0", "crop.fill=mean"} <= set(found)
+
+
+def test_the_teacher_s_training_takes_settings_and_lists_them(tmp_path) -> None:
+    out = str(tmp_path / "teacher")
+    answer = CliRunner().invoke(data_cli.app, ["train-teacher", out, "--set", "stepz=3"])
+    assert answer.exit_code == 1
+    assert "no setting 'stepz'; there are scenes, validation," in answer.output
+    answer = CliRunner().invoke(data_cli.app, ["train-teacher", out, "--set", "steps=0"])
+    assert answer.exit_code == 1
+    assert "steps must be at least 1, got 0" in answer.output
+    assert not (tmp_path / "teacher").exists()
