@@ -2,7 +2,7 @@
 
 import typer
 
-from tap_engine.jobs import chat_commands, predict_commands
+from tap_engine.jobs import chat_commands, everything_commands, predict_commands
 from tap_engine.jobs.output import add_version
 
 main = typer.Typer(
@@ -14,4 +14,5 @@ main = typer.Typer(
 
 add_version(main)
 predict_commands.register(main)
+everything_commands.register(main)
 chat_commands.register(main)

@@ -9,7 +9,7 @@ for region in tap.predict(boxes=[[10, 20, 200, 180]]):
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +29,9 @@ from tap_engine.model.text_decoder import caption_lengths
 from tap_engine.model.text_tokenizer import TextTokenizer
 from tap_engine.schemas.errors import CheckpointError, ConfigError
 from tap_engine.schemas.precision import Precision
+
+if TYPE_CHECKING:
+    from tap_engine.model.everything import EverythingConfig, FoundRegion
 
 UPSAMPLED = 16
 """Masks brought to the image's size at a time: 64 prompts of 4 masks on an SA-1B image would be
@@ -203,6 +206,14 @@ class Tap:
             for found in self.candidates(prompts.points, prompts.labels, image=image)
             for region in self._regions(found, top_k, captions)
         ]
+
+    def everything(
+        self, image: Any, config: "EverythingConfig | None" = None
+    ) -> "list[FoundRegion]":
+        """Every region of an image, without prompts; see everything.py, which does it."""
+        from tap_engine.model.everything import EverythingConfig, find_everything
+
+        return find_everything(self, image, config or EverythingConfig())
 
     def candidates(
         self,
