@@ -139,13 +139,85 @@ class Teacher:
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
-        """Unit embeddings [N, D] float32, on the CPU, of N texts."""
-        tokenizer = open_tokenizer(self._tokenizer_name)
-        parts = []
-        for start in range(0, len(texts), 256):
-            tokens = tokenizer(list(texts[start : start + 256])).to(self.device)
-            parts.append(self._model.encode_text(tokens).float().cpu())
-        return F.normalize(torch.cat(parts), dim=-1)
+        """Unit embeddings [N, D] float32, on the CPU, of N texts.
+
+        Causal text towers see only as much of their context as the longest text of a batch needs,
+        and texts of like length go together: three words cost a tenth of a context of 77.
+        """
+        if not len(texts):
+            return torch.empty((0, self.info.embed_dim))
+        tokens = torch.from_numpy(self.tokens(texts))
+        ends = text_ends(self._model, tokens)
+        order = torch.arange(len(tokens)) if ends is None else ends.argsort(stable=True)
+        out = torch.empty((len(tokens), self.info.embed_dim))
+        for places in order.split(256):
+            batch = tokens[places].to(self.device)
+            if ends is None:
+                found = self._model.encode_text(batch)
+            else:
+                found = encode_short(self._model, batch, int(ends[places].max()) + 1)
+            out[places] = found.float().cpu()
+        return F.normalize(out, dim=-1)
+
+
+def text_ends(model: Any, tokens: Tensor) -> Tensor | None:
+    """[N] the position whose output a causal text tower takes for the whole text.
+
+    What stands behind it cannot change it. None for towers of which that is not known: no mask or
+    one that is not causal, another pooling, a class token at the end, or a foreign text model.
+
+    Args:
+        model: an open_clip model.
+        tokens: [N, L] int64.
+    """
+    tower = _text_tower(model)
+    mask = getattr(tower, "attn_mask", None)
+    places = getattr(tower, "positional_embedding", None)
+    if mask is None or places is None or getattr(tower, "cls_emb", None) is not None:
+        return None
+    causal = torch.full_like(mask, float("-inf")).triu(1)
+    if mask.shape != (len(places), len(places)) or not torch.equal(mask, causal):
+        return None
+    pooling = getattr(tower, "text_pool_type", getattr(tower, "pool_type", None))
+    if pooling == "argmax":
+        return tokens.argmax(dim=-1)
+    if pooling == "eos":
+        eos_id = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
+        return (tokens == eos_id).int().argmax(dim=-1)
+    return None
+
+
+def encode_short(model: Any, tokens: Tensor, length: int) -> Tensor:
+    """[N, D] what `model.encode_text` gives, of the first `length` tokens.
+
+    Positions and mask are cut for this call only: open_clip's plain CLIP expects its whole context.
+    """
+    tower = _text_tower(model)
+    prefix = "model." if tower is model else "model.text."
+    cut = {
+        f"{prefix}positional_embedding": tower.positional_embedding[:length],
+        f"{prefix}attn_mask": tower.attn_mask[:length, :length],
+    }
+    found: Tensor = torch.func.functional_call(_TextSide(model), cut, (tokens[:, :length],))
+    return found
+
+
+def _text_tower(model: Any) -> Any:
+    """Where positions and mask are: the model itself, or its `text`."""
+    return getattr(model, "text", model)
+
+
+class _TextSide(torch.nn.Module):
+    """`encode_text` as a forward pass, the only door of `functional_call`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[N, L] -> [N, D]."""
+        found: Tensor = self.model.encode_text(tokens)
+        return found
 
 
 def teacher_dtype(precision: str, device: torch.device, model: torch.nn.Module) -> torch.dtype:
