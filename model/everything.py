@@ -22,11 +22,12 @@ from torch import Tensor
 from tap_engine.model.image_decoder import RegionOutput
 from tap_engine.model.image_input import Rgb, to_rgb
 from tap_engine.model.prompt_encoder import Label
+from tap_engine.model.region import Candidates, Region
 from tap_engine.schemas import boxes, rle
 from tap_engine.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
-    from tap_engine.model.predictor import Candidates, Region, Tap
+    from tap_engine.model.predictor import Tap
 
 Window = tuple[int, int, int, int]
 """left, top, right, bottom px of the image; right and bottom exclusive."""
@@ -102,7 +103,7 @@ class FoundRegion:
         crop_xywh: the part of the picture that the model saw, px.
     """
 
-    region: "Region"
+    region: Region
     name: str
     counts: bytes
     bbox_xywh: tuple[int, int, int, int]
@@ -170,7 +171,7 @@ def find_everything(tap: "Tap", image: Any, config: EverythingConfig) -> list[Fo
     pool = _joined(pools)
     if len(pools) > 1 and len(pool):
         smallest_first = np.argsort(
-            boxes.area_xyxy(pool.crop), kind="stable"
+            boxes.area_xyxy(pool.crop.astype(np.float64)), kind="stable"
         )  # a smaller crop shows more of what it shows
         pool = pool.at(_greedy(pool.box, smallest_first, config.crop_nms_thresh))
         pool = _distinct(pool, size_hw, config)
@@ -234,7 +235,7 @@ def _look(tap: "Tap", rgb: Rgb, window: Window, side: int, config: EverythingCon
 
 def _filtered(
     tap: "Tap",
-    found: "Candidates",
+    found: Candidates,
     grid: npt.NDArray[np.float32],
     config: EverythingConfig,
     rgb: Rgb,
@@ -312,12 +313,19 @@ def _cut_off(box: tuple[float, ...], window: Window, size_hw: tuple[int, int]) -
 
 
 def _joined(pools: list[_Pool]) -> _Pool:
-    arrays = [
-        np.concatenate([getattr(pool, name) for pool in pools])
-        for name in ("box", "iou", "stability", "point", "crop", "candidate")
-    ]
-    counts = [one for pool in pools for one in pool.counts]
-    return _Pool(counts, *arrays, torch.cat([pool.tokens for pool in pools]))
+    def all_of(name: str) -> Any:
+        return np.concatenate([getattr(pool, name) for pool in pools])
+
+    return _Pool(
+        counts=[one for pool in pools for one in pool.counts],
+        box=all_of("box"),
+        iou=all_of("iou"),
+        stability=all_of("stability"),
+        point=all_of("point"),
+        crop=all_of("crop"),
+        candidate=all_of("candidate"),
+        tokens=torch.cat([pool.tokens for pool in pools]),
+    )
 
 
 def _distinct(pool: _Pool, size_hw: tuple[int, int], config: EverythingConfig) -> _Pool:
@@ -385,8 +393,6 @@ def _cleaned(pool: _Pool, size_hw: tuple[int, int], least: int) -> _Pool:
 def _described(
     tap: "Tap", pool: _Pool, size_hw: tuple[int, int], config: EverythingConfig
 ) -> list[FoundRegion]:
-    from tap_engine.model.predictor import Region
-
     device = tap.model.pixel_mean.device
     mask_tokens, sem_tokens, sem_embeds = (part.to(device) for part in pool.tokens.unbind(1))
     decoder = tap.model.config.decoder
@@ -432,7 +438,7 @@ def _described(
     return found
 
 
-def name_of(region: "Region", unknown_above: float) -> str:
+def name_of(region: Region, unknown_above: float) -> str:
     """The most probable name, or "unknown" where the entropy is above `unknown_above` nats."""
     if not region.concepts:
         return ""

@@ -150,7 +150,8 @@ class Teacher:
         ends = text_ends(self._model, tokens)
         order = torch.arange(len(tokens)) if ends is None else ends.argsort(stable=True)
         out = torch.empty((len(tokens), self.info.embed_dim))
-        for places in order.split(256):
+        for start in range(0, len(order), 256):
+            places = order[start : start + 256]
             batch = tokens[places].to(self.device)
             if ends is None:
                 found = self._model.encode_text(batch)
@@ -182,8 +183,9 @@ def text_ends(model: Any, tokens: Tensor) -> Tensor | None:
     if pooling == "argmax":
         return tokens.argmax(dim=-1)
     if pooling == "eos":
-        eos_id = getattr(tower, "text_eos_id", getattr(tower, "eos_id", None))
-        return (tokens == eos_id).int().argmax(dim=-1)
+        eos_id: int = tower.text_eos_id if hasattr(tower, "text_eos_id") else tower.eos_id
+        is_end: Tensor = tokens.eq(eos_id)
+        return is_end.int().argmax(dim=-1)
     return None
 
 
