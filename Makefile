@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 JOBS   ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format types test test-long test-gpu e2e mutants demo bench wheel check clean map
+.PHONY: help install lint format types test test-long test-gpu gpu e2e mutants demo bench wheel check clean map
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ test-long: install ## kills and fuzzing at length, some minutes
 
 test-gpu: install ## the tests that need a CUDA device
 	$(BIN)/pytest -m gpu
+
+gpu: install ## all that only a GPU can show, in 25 minutes; goes on where it stopped
+	$(BIN)/python -m benchmarks.gpu all --minutes 25
 
 e2e: install ## only the end-to-end tests
 	$(BIN)/pytest tests/e2e
