@@ -29,15 +29,15 @@ class Verdict:
 
 
 class Fixture:
-    """Tensors in float32 and the description beside them."""
+    """Tensors in float32, on a device, and the description beside them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device: str = "cpu") -> None:
         self.name = path.stem
         self.info = json.loads(path.with_suffix(".json").read_text())
         self.config = self.info["config"]
         self.tensors = {
             name: value.float() if value.dtype == torch.float16 else value
-            for name, value in load_file(path).items()
+            for name, value in load_file(path, device).items()
         }
 
     def __getitem__(self, name: str) -> Tensor:
