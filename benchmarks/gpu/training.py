@@ -14,9 +14,9 @@ from tap_engine.train.concepts import ConceptSpace
 from tap_engine.train.config import TrainConfig
 from tap_engine.train.data.examples import Batch
 from tap_engine.train.objective import Objective
+from tap_engine.train.opening import freeze
 from tap_engine.train.optim import make_optimizer
 from tap_engine.train.recipes import recipe
-from tap_engine.train.run import freeze
 from tap_engine.train.terms import count
 
 CONCEPTS = 2560
