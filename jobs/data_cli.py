@@ -9,6 +9,7 @@ from tap_engine.jobs import (
     chat_commands,
     look_commands,
     sample_commands,
+    search_commands,
     source_commands,
 )
 from tap_engine.jobs.output import add_version
@@ -25,6 +26,7 @@ for commands in (
     source_commands,
     caption_commands,
     look_commands,
+    search_commands,
     change_commands,
     sample_commands,
 ):

@@ -18,7 +18,6 @@ def register(app: typer.Typer) -> None:
     app.command("verify", rich_help_panel=LOOK)(verify)
     app.command("inspect", rich_help_panel=LOOK)(inspect)
     app.command("query", rich_help_panel=LOOK)(query)
-    app.command("nearest", rich_help_panel=LOOK)(nearest)
     app.command("picture", rich_help_panel=LOOK)(picture)
 
 
@@ -110,33 +109,6 @@ def query(
             store_at(store, storage_option), Query(filter=filter, columns=wanted, limit=rows)
         )
         write_rows(batches, format, out)
-
-
-def nearest(
-    store: StoreArgument,
-    key: Annotated[
-        int,
-        typer.Option(
-            min=0, max=MAX_KEY, help="The key of the region to start from; `query` lists keys."
-        ),
-    ],
-    top: Annotated[int, typer.Option(help="The number of regions to show.")] = 8,
-    filter: Annotated[
-        str | None,
-        typer.Option(help="Search only regions that match this condition; as in `query`."),
-    ] = None,
-    format: Annotated[
-        str, typer.Option(help="The form: table, json (one object per line) or csv.")
-    ] = "table",
-    storage_option: StorageOption = None,
-) -> None:
-    """List the regions whose embeddings are most similar to those of one region."""
-    with command_errors():
-        from tap_engine.jobs.output import write_rows
-        from tap_engine.pipeline.nearest import nearest_regions
-
-        found = nearest_regions(store_at(store, storage_option), key, top=top, filter_=filter)
-        write_rows([found], format, None)
 
 
 def picture(

@@ -1,6 +1,6 @@
 """Overview of a store, and the view of one region, for people."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from tap_engine.model.picture import PANEL_PX, Mark, draw_marks
+from tap_engine.model.picture import PAIR_PX, PANEL_PX, Mark, draw_marks, draw_sheet
 from tap_engine.pipeline.crop import decode_image
 from tap_engine.pipeline.key_index import rows_of_keys
 from tap_engine.pipeline.query import concept_names
@@ -128,6 +128,27 @@ def read_image(store: Store, image_id: int) -> npt.NDArray[np.uint8]:
     blob = images.take_blobs("jpeg", ids=ids)[0]
     assert blob is not None
     return decode_image(blob.readall())
+
+
+def draw_regions(
+    store: Store, keys: Sequence[int], texts: Sequence[str], *, columns: int = 4
+) -> Image.Image:
+    """Regions with some of what is around them, on one sheet.
+
+    Args:
+        store: the store.
+        keys: at least one region key, in the order to draw.
+        texts: what stands behind the name of each.
+        columns: the number of panels per row.
+    """
+    panels = []
+    for key, text in zip(keys, texts, strict=True):
+        view = view_region(store, key, top=1)
+        panel = Image.fromarray(view.picture)
+        panel.thumbnail((PAIR_PX, PAIR_PX))
+        name = f"{view.concepts[0][0]}  {text}" if view.concepts else text
+        panels.append(draw_sheet([panel], columns=1, title=name))
+    return draw_sheet(panels, columns=columns)
 
 
 def save_picture(picture: npt.NDArray[np.uint8], path: str) -> None:

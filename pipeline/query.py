@@ -27,10 +27,10 @@ DEFAULT_COLUMNS = (
     "concept",
     "concept_entropy",
 )
-_NAMED = ("concept", "concepts")
+NAMED = ("concept", "concepts")
 """Columns of ours: the top concept's name, and `name probability` of the stored ones."""
 
-_FILE_NAME = "file_name"
+FILE_NAME = "file_name"
 """A column of `images` that queries over regions know as well."""
 
 _MOST_FILES = 100_000
@@ -77,17 +77,17 @@ def run_query(store: Store, query: Query) -> Iterator[pa.RecordBatch]:
     names = concept_names(store)
     has_concepts = "concept_ids" in dataset.schema.names
     columns = query.columns or _default_columns(dataset.schema.names)
-    ours = (*_NAMED, _FILE_NAME)
+    ours = (*NAMED, FILE_NAME)
     unknown = [c for c in columns if c not in dataset.schema.names and c not in ours]
     if unknown:
         raise ConfigError(
             f"no column {unknown[0]!r}; there are {', '.join((*dataset.schema.names, *ours))}"
         )
-    if not has_concepts and any(c in _NAMED for c in columns):
+    if not has_concepts and any(c in NAMED for c in columns):
         raise ConfigError("this store keeps no concepts (--concepts none); `tap-data reproject`")
     stored = [c for c in columns if c in dataset.schema.names]
-    needed = [c for c in ("concept_ids", "concept_probs") if any(n in _NAMED for n in columns)]
-    needed += ["image_id"] * (_FILE_NAME in columns)
+    needed = [c for c in ("concept_ids", "concept_probs") if any(n in NAMED for n in columns)]
+    needed += ["image_id"] * (FILE_NAME in columns)
     try:
         scanner = dataset.scanner(
             columns=list(dict.fromkeys([*stored, *needed])),
@@ -98,9 +98,9 @@ def run_query(store: Store, query: Query) -> Iterator[pa.RecordBatch]:
         some = False
         for batch in scanner.to_batches():
             some = True
-            yield _with_names(store, batch, columns, names)
+            yield with_names(store, batch, columns, names)
         if not some:
-            yield _with_names(
+            yield with_names(
                 store,
                 pa.record_batch([c.combine_chunks() for c in empty.columns], schema=empty.schema),
                 columns,
@@ -116,7 +116,7 @@ def run_query(store: Store, query: Query) -> Iterator[pa.RecordBatch]:
 
 def _default_columns(names: Sequence[str]) -> list[str]:
     """Concepts where the store keeps them, captions where it has them."""
-    kept = [c for c in DEFAULT_COLUMNS if c in names or (c in _NAMED and "concept_ids" in names)]
+    kept = [c for c in DEFAULT_COLUMNS if c in names or (c in NAMED and "concept_ids" in names)]
     return kept + [c for c in ("caption", "split") if "split" in names]
 
 
@@ -177,15 +177,23 @@ def resolve_concepts(
     return _WORDS.sub(resolved, filter_)
 
 
-def _with_names(
+def with_names(
     store: Store, batch: pa.RecordBatch, columns: Sequence[str], names: Sequence[str]
 ) -> pa.RecordBatch:
+    """The columns asked for, `concept` and `concepts` made of ids and probabilities.
+
+    Args:
+        store: asked for the names of files.
+        batch: the stored columns; with `concept_ids` and `concept_probs` where names are asked for.
+        columns: stored columns and NAMED.
+        names: of all concepts, in id order.
+    """
     arrays = []
     for column in columns:
-        if column == _FILE_NAME:
+        if column == FILE_NAME:
             arrays.append(_file_names(store, batch.column("image_id")))
             continue
-        if column not in _NAMED:
+        if column not in NAMED:
             arrays.append(batch.column(column))
             continue
         ids = batch.column("concept_ids")
@@ -215,8 +223,8 @@ def _file_names(store: Store, image_ids: pa.Array) -> pa.Array:
     if not distinct:
         return pa.array([], pa.string())
     table = store.open(IMAGES).to_table(
-        columns=["image_id", _FILE_NAME], filter=f"image_id IN ({', '.join(map(str, distinct))})"
+        columns=["image_id", FILE_NAME], filter=f"image_id IN ({', '.join(map(str, distinct))})"
     )
-    pairs = zip(table["image_id"].to_pylist(), table[_FILE_NAME].to_pylist(), strict=True)
+    pairs = zip(table["image_id"].to_pylist(), table[FILE_NAME].to_pylist(), strict=True)
     known = dict(pairs)
     return pa.array([known.get(number) for number in image_ids.to_pylist()], pa.string())
