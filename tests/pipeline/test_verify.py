@@ -220,9 +220,13 @@ BREAKS = {
         without_index(IMAGES),
         "the index on images.image_id is up to date: there is none",
     ),
+    "area": (
+        IN_REGIONS(change_row(7, area=lambda area: area + 1)),
+        "masks fit their image, areas and boxes their masks: 1 do not",
+    ),
     "jpeg": (
         IN_IMAGES(change_row(7, jpeg=b"GIF89a")),
-        "8 sampled image files are JPEGs: row 7 is not, and 0 more",
+        "8 sampled image files are JPEG, PNG or WebP: row 7 is not, and 0 more",
     ),
 }
 
@@ -233,7 +237,7 @@ def test_each_break_fails_its_own_check_and_no_other(store, name) -> None:
     damage(store)
     found = verify(store)
     assert len(found.problems) == 1 and found.problems[0].startswith(expected), found.problems
-    assert len(found.checks) == 19
+    assert len(found.checks) == 20
 
 
 def test_the_breaks_cover_every_check(store) -> None:
@@ -241,7 +245,7 @@ def test_the_breaks_cover_every_check(store) -> None:
         return re.sub(r"^[\d,]+ ", "", line.partition(":")[0])
 
     checks = {name(line) for line in verify(store).checks}
-    assert {name(expected) for _, expected in BREAKS.values()} == checks and len(checks) == 20
+    assert {name(expected) for _, expected in BREAKS.values()} == checks and len(checks) == 21
 
 
 def test_zeros_in_place_of_masks_are_found(store) -> None:
