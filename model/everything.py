@@ -12,15 +12,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from pycocotools import mask as coco_mask
 from torch import Tensor
 
 from tap_engine.model.image_decoder import RegionOutput
 from tap_engine.model.image_input import Rgb, to_rgb
+from tap_engine.model.mask_pool import MaskPool, Window, apart, cleaned, distinct, joined, tight_box
 from tap_engine.model.prompt_encoder import Label
 from tap_engine.model.region import Candidates, Region
 from tap_engine.schemas import boxes, rle
@@ -28,9 +27,6 @@ from tap_engine.schemas.errors import ConfigError
 
 if TYPE_CHECKING:
     from tap_engine.model.predictor import Tap
-
-Window = tuple[int, int, int, int]
-"""left, top, right, bottom px of the image; right and bottom exclusive."""
 
 _CROP_EDGE_PX = 20
 """A mask that comes this near to the edge of its crop is cut off there: another crop has it."""
@@ -113,37 +109,6 @@ class FoundRegion:
     crop_xywh: tuple[int, int, int, int]
 
 
-@dataclass(slots=True)
-class _Pool:
-    """Masks that may stay: one entry of every list per mask, all of one picture."""
-
-    counts: list[bytes]
-    box: npt.NDArray[np.float64]
-    iou: npt.NDArray[np.float64]
-    stability: npt.NDArray[np.float64]
-    point: npt.NDArray[np.float64]
-    crop: npt.NDArray[np.int64]
-    candidate: npt.NDArray[np.int64]
-    tokens: Tensor
-    """[N, 3, D'] mask token, semantic token, embedding, padded to one width."""
-
-    def __len__(self) -> int:
-        return len(self.counts)
-
-    def at(self, places: npt.NDArray[np.int64]) -> "_Pool":
-        """The masks of these places, in their order."""
-        return _Pool(
-            [self.counts[place] for place in places],
-            self.box[places],
-            self.iou[places],
-            self.stability[places],
-            self.point[places],
-            self.crop[places],
-            self.candidate[places],
-            self.tokens[torch.from_numpy(places)],
-        )
-
-
 def find_everything(tap: "Tap", image: Any, config: EverythingConfig) -> list[FoundRegion]:
     """All regions of a picture, those of the highest predicted IoU first.
 
@@ -167,16 +132,17 @@ def find_everything(tap: "Tap", image: Any, config: EverythingConfig) -> list[Fo
     for layer, window in crop_windows(size_hw, config):
         side = max(1, config.points_per_side // config.crop_n_points_downscale_factor**layer)
         pool = _look(tap, rgb, window, side, config)
-        pools.append(_distinct(pool, size_hw, config))
-    pool = _joined(pools)
+        pools.append(distinct(pool, size_hw, config.box_nms_thresh, config.mask_nms_thresh))
+    pool = joined(pools)
     if len(pools) > 1 and len(pool):
         smallest_first = np.argsort(
             boxes.area_xyxy(pool.crop.astype(np.float64)), kind="stable"
         )  # a smaller crop shows more of what it shows
-        pool = pool.at(_greedy(pool.box, smallest_first, config.crop_nms_thresh))
-        pool = _distinct(pool, size_hw, config)
+        pool = pool.at(apart(pool.box, smallest_first, config.crop_nms_thresh))
+        pool = distinct(pool, size_hw, config.box_nms_thresh, config.mask_nms_thresh)
     if config.min_mask_region_area and len(pool):
-        pool = _distinct(_cleaned(pool, size_hw, config.min_mask_region_area), size_hw, config)
+        pool = cleaned(pool, size_hw, config.min_mask_region_area)
+        pool = distinct(pool, size_hw, config.box_nms_thresh, config.mask_nms_thresh)
     return _described(tap, pool, size_hw, config)
 
 
@@ -217,7 +183,7 @@ def stability_scores(logits: Tensor, offset: float) -> Tensor:
     return inner / outer.clamp(min=1)
 
 
-def _look(tap: "Tap", rgb: Rgb, window: Window, side: int, config: EverythingConfig) -> _Pool:
+def _look(tap: "Tap", rgb: Rgb, window: Window, side: int, config: EverythingConfig) -> MaskPool:
     """What the points of one crop show and passes the filters."""
     left, top, right, bottom = window
     before = tap._image  # the caller's picture stays the one that `predict` is about
@@ -230,7 +196,7 @@ def _look(tap: "Tap", rgb: Rgb, window: Window, side: int, config: EverythingCon
     for found in tap.candidates(points, labels, image=embedded, chunk=config.points_per_batch):
         pools.append(_filtered(tap, found, grid[start : start + len(found)], config, rgb, window))
         start += len(found)
-    return _joined(pools)
+    return joined(pools)
 
 
 def _filtered(
@@ -240,7 +206,7 @@ def _filtered(
     config: EverythingConfig,
     rgb: Rgb,
     window: Window,
-) -> _Pool:
+) -> MaskPool:
     """Good and stable masks of one batch; candidates 1 to 3, as always for points."""
     size_hw = (rgb.shape[0], rgb.shape[1])
     image = found.image
@@ -262,7 +228,7 @@ def _filtered(
         for place, (score, mask) in enumerate(zip(stability, inside, strict=True)):
             if score < config.stability_score_thresh or not mask.any():
                 continue
-            box = _box(mask, window)
+            box = tight_box(mask, window)
             if _cut_off(box, window, size_hw):
                 continue
             whole = mask
@@ -280,7 +246,7 @@ def _filtered(
     padded = [torch.nn.functional.pad(part, (0, width - part.shape[-1])) for part in parts]
     places = prompt.cpu().numpy()
     count = len(keep)
-    return _Pool(
+    return MaskPool(
         kept_counts,
         np.array(kept_boxes, np.float64).reshape(count, 4),
         found.iou[prompt, candidate].double().cpu().numpy().round(5),
@@ -296,13 +262,6 @@ def _token_parts(raw: RegionOutput) -> tuple[Tensor, Tensor, Tensor]:
     return raw.mask_tokens, raw.sem_tokens, raw.sem_embeds
 
 
-def _box(mask: npt.NDArray[np.bool_], window: Window) -> tuple[float, ...]:
-    """Tight xyxy box of a mask of a window, px of the picture."""
-    xs, ys = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    left, top = window[:2]
-    return (left + xs[0], top + ys[0], left + xs[-1] + 1, top + ys[-1] + 1)
-
-
 def _cut_off(box: tuple[float, ...], window: Window, size_hw: tuple[int, int]) -> bool:
     """Whether a mask ends at an edge of its crop that is no edge of the picture."""
     edges = (0, 0, size_hw[1], size_hw[0])
@@ -312,86 +271,8 @@ def _cut_off(box: tuple[float, ...], window: Window, size_hw: tuple[int, int]) -
     )
 
 
-def _joined(pools: list[_Pool]) -> _Pool:
-    def all_of(name: str) -> Any:
-        return np.concatenate([getattr(pool, name) for pool in pools])
-
-    return _Pool(
-        counts=[one for pool in pools for one in pool.counts],
-        box=all_of("box"),
-        iou=all_of("iou"),
-        stability=all_of("stability"),
-        point=all_of("point"),
-        crop=all_of("crop"),
-        candidate=all_of("candidate"),
-        tokens=torch.cat([pool.tokens for pool in pools]),
-    )
-
-
-def _distinct(pool: _Pool, size_hw: tuple[int, int], config: EverythingConfig) -> _Pool:
-    """Without what is nearly the same as something better; the best first."""
-    best_first = np.argsort(-pool.iou, kind="stable")
-    pool = pool.at(_greedy(pool.box, best_first, config.box_nms_thresh))
-    whole = [{"size": list(size_hw), "counts": counts} for counts in pool.counts]
-    if len(whole) < 2:
-        return pool
-    overlap = np.asarray(coco_mask.iou(whole, whole, [0] * len(whole)))
-    kept: list[int] = []
-    for place in range(len(whole)):
-        if not (overlap[place, kept] > config.mask_nms_thresh).any():
-            kept.append(place)
-    return pool.at(np.array(kept, np.int64))
-
-
-def _greedy(
-    box: npt.NDArray[np.float64], order: npt.NDArray[np.int64], thresh: float
-) -> npt.NDArray[np.int64]:
-    """Places of the boxes that overlap no earlier kept one by more than `thresh`, in `order`."""
-    kept = []
-    while len(order):
-        first, rest = order[0], order[1:]
-        kept.append(first)
-        order = rest[_box_iou(box[first], box[rest]) <= thresh]
-    return np.array(kept, np.int64)
-
-
-def _box_iou(
-    one: npt.NDArray[np.float64], others: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """[N] intersection over union of a box [4] and boxes [N, 4], xyxy; none is empty."""
-    low, high = np.maximum(one[:2], others[:, :2]), np.minimum(one[2:], others[:, 2:])
-    inter = (high - low).clip(0).prod(-1)
-    union = boxes.area_xyxy(one) + boxes.area_xyxy(others) - inter
-    found: npt.NDArray[np.float64] = inter / union
-    return found
-
-
-def _cleaned(pool: _Pool, size_hw: tuple[int, int], least: int) -> _Pool:
-    """Masks without small pieces and holes; without masks that are small themselves.
-
-    SAM's generator keeps the largest piece of a mask however small; here the area is that of masks,
-    too. A mask that was changed has no better claim than before: its score is unchanged.
-    """
-    kept: list[int] = []
-    for place, counts in enumerate(pool.counts):
-        mask = rle.decode(counts, size_hw)
-        for inside in (0, 1):  # holes first, then pieces
-            area_map = (mask == inside).astype(np.uint8)
-            count, part, stats, _ = cv2.connectedComponentsWithStats(area_map, connectivity=8)
-            small = stats[:, cv2.CC_STAT_AREA] < least
-            small[0] = False
-            if count > 1 and small.any():
-                mask[small[part]] = 1 - inside
-        if int(mask.sum()) < least:
-            continue
-        kept.append(place)
-        pool.counts[place] = rle.encode(mask)
-        pool.box[place] = _box(mask > 0, (0, 0, size_hw[1], size_hw[0]))
-    return pool.at(np.array(kept, np.int64))
-
-
 def _described(
-    tap: "Tap", pool: _Pool, size_hw: tuple[int, int], config: EverythingConfig
+    tap: "Tap", pool: MaskPool, size_hw: tuple[int, int], config: EverythingConfig
 ) -> list[FoundRegion]:
     device = tap.model.pixel_mean.device
     mask_tokens, sem_tokens, sem_embeds = (part.to(device) for part in pool.tokens.unbind(1))

@@ -237,7 +237,8 @@ def test_eval_options_that_contradict_each_other(world: Path, tmp_path: Path) ->
     ):
         code, _, err = evaluate(world, "--out", tmp_path / "x", *args)
         assert code == 1 and said in err, err
-    code, _, err = run("eval", "--data", world / "truth.json", "--model", world / "tap")
+    own = ("--model", world / "tap", "--out", tmp_path / "y")
+    code, _, err = run("eval", "--data", world / "truth.json", *own)
     assert code == 1 and "needs --images" in err
 
 

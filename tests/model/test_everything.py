@@ -11,14 +11,12 @@ from pycocotools.coco import COCO
 from tap_engine.model.concepts import ConceptTable
 from tap_engine.model.everything import (
     EverythingConfig,
-    _cleaned,
-    _distinct,
-    _Pool,
     crop_windows,
     grid_points,
     stability_scores,
 )
 from tap_engine.model.everything_files import run_everything
+from tap_engine.model.mask_pool import MaskPool, cleaned, distinct
 from tap_engine.model.predictor import Tap
 from tap_engine.schemas import rle
 from tap_engine.schemas.errors import ConfigError
@@ -48,13 +46,13 @@ def changed(config: EverythingConfig, **settings) -> EverythingConfig:
     return replace(config, **settings)
 
 
-def pool_of(masks, iou) -> _Pool:
+def pool_of(masks, iou) -> MaskPool:
     boxes = []
     for mask in masks:
         ys, xs = np.nonzero(mask)
         boxes.append((xs.min(), ys.min(), xs.max() + 1, ys.max() + 1))
     n = len(masks)
-    return _Pool(
+    return MaskPool(
         [rle.encode(mask) for mask in masks],
         np.array(boxes, float),
         np.array(iou, float),
@@ -96,16 +94,18 @@ def test_crops_cover_the_picture_and_overlap() -> None:
 def test_the_better_of_two_nearly_equal_masks_stays() -> None:
     config = EverythingConfig()
     masks = [square(0, 0, 20), square(1, 0, 20), square(40, 10, 12)]
-    kept = _distinct(pool_of(masks, [0.9, 0.95, 0.8]), (48, 80), config)
+    kept = distinct(
+        pool_of(masks, [0.9, 0.95, 0.8]), (48, 80), config.box_nms_thresh, config.mask_nms_thresh
+    )
     assert kept.iou.tolist() == [0.95, 0.8]
 
 
 def test_masks_are_compared_where_boxes_differ() -> None:
-    spoilt = square(0, 0, 20).copy()
+    config, spoilt = EverythingConfig(), square(0, 0, 20).copy()
     spoilt[47, 79] = True  # one stray pixel makes the box the whole picture
     pool = pool_of([square(0, 0, 20), spoilt], [0.9, 0.95])
-    assert len(_distinct(pool, (48, 80), EverythingConfig())) == 1
-    assert len(_distinct(pool, (48, 80), EverythingConfig(mask_nms_thresh=1.0))) == 2
+    assert len(distinct(pool, (48, 80), config.box_nms_thresh, config.mask_nms_thresh)) == 1
+    assert len(distinct(pool, (48, 80), config.box_nms_thresh, 1.0)) == 2
 
 
 def test_minimal_area_removes_specks_holes_and_small_masks_only() -> None:
@@ -113,7 +113,7 @@ def test_minimal_area_removes_specks_holes_and_small_masks_only() -> None:
     holed[10:12, 10:12] = False
     holed[40, 70] = True
     untouched = square(40, 10, 12)
-    pool = _cleaned(pool_of([holed, square(60, 40, 2), untouched], [1, 1, 1]), (48, 80), 10)
+    pool = cleaned(pool_of([holed, square(60, 40, 2), untouched], [1, 1, 1]), (48, 80), 10)
     masks = [rle.decode(counts, (48, 80)) > 0 for counts in pool.counts]
     assert [mask.tolist() for mask in masks] == [square(5, 5, 20).tolist(), untouched.tolist()]
     assert pool.box.tolist() == [[5, 5, 25, 25], [40, 10, 52, 22]]
