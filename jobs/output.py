@@ -117,17 +117,19 @@ def local_file(path: Path | str, option: str, endings: tuple[str, ...] = ()) -> 
 
 def local_only(value: Path | None) -> Path | None:
     """Callback of an option that names a folder: no URI, which would become a folder `s3:`."""
-    return _checked(value, lambda path: _local(path, "it"))
+    return _checked(value, lambda path: _local(path, "the path"))
 
 
 def new_file(value: Path | None) -> Path | None:
     """Callback of an option that names a file to write: its folder is made, before any work."""
-    return value if str(value) == "-" else _checked(value, lambda path: local_file(path, "it"))
+    return (
+        value if str(value) == "-" else _checked(value, lambda path: local_file(path, "the path"))
+    )
 
 
 def new_picture(value: Path | None) -> Path | None:
     """The same for a picture, whose ending says its form."""
-    return _checked(value, lambda path: local_file(path, "it", PICTURES))
+    return _checked(value, lambda path: local_file(path, "the path", PICTURES))
 
 
 def _checked(value: Path | None, check: Callable[[Path], Path]) -> Path | None:

@@ -16,4 +16,4 @@ def test_exactly_the_limit_is_not_more_than_the_limit(capsys: pytest.CaptureFixt
     assert not print_left_out(at_limit, 0.25)
     assert capsys.readouterr().err == ""
     assert print_left_out(summary(2, 5), 0.25)
-    assert "more than --max-reject-share 25.00%" in capsys.readouterr().err
+    assert "more than max_reject_share=0.25 allows" in capsys.readouterr().err

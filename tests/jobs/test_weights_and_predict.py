@@ -110,15 +110,16 @@ def test_predict_with_names_that_a_teacher_embeds(folder, tmp_path) -> None:
         (["--mask", "nothing.png"], "no image 'nothing.png'"),
         (["--box", "1,2,30,40", "--concepts", "sky,bird"], "'bird'"),
         (["--box", "1,2,30,40", "--teacher", "sample"], "give both"),
-        (["--box", "1,2,30,40", "--out", "a.xyz"], "expected a picture's ending"),
+        (["--box", "1,2,30,40", "--out", "a.xyz"], "expected a name that ends"),
         (["--box", "1,2,30,40", "--precision", "int8"], "expected one of auto, fp32, fp16, bf16"),
         (["--box", "1,2,30,40", "--device", "gpu"], "expected auto, cpu, cuda or cuda:N"),
     ],
 )
 def test_predict_says_what_is_wrong(folder, options, message) -> None:
     result = run("predict", folder / "photo.png", "--model", folder, *options)
-    assert result.exit_code == 1
-    assert message in result.output
+    # What the command line itself shows to be wrong is 2, as for an option that does not exist.
+    assert result.exit_code == (2 if "a.xyz" in options else 1)
+    assert message in " ".join(result.output.replace("│", " ").split())
     assert "Traceback" not in result.output
 
 

@@ -236,8 +236,11 @@ def test_each_break_fails_its_own_check_and_no_other(store, name) -> None:
     damage, expected = BREAKS[name]
     damage(store)
     found = verify(store)
-    assert len(found.problems) == 1 and found.problems[0].startswith(expected), found.problems
-    assert len(found.checks) == 20
+    assert any(line.startswith(expected) for line in found.problems), found.problems
+    others = {line for line in found.problems if not line.startswith(expected)}
+    # Masks cannot be checked without these; and without a column little of `regions` can be read.
+    assert len(others) == (name in ("columns", "image size")), others
+    assert len(found.checks) == {"columns": 10, "image size": 19}.get(name, 20)
 
 
 def test_the_breaks_cover_every_check(store) -> None:
@@ -260,7 +263,7 @@ def test_zeros_in_place_of_masks_are_found(store) -> None:
 
 
 def test_a_file_that_is_cut_off_is_named_and_the_rest_is_checked(store) -> None:
-    (file,) = Path(store.table_uri(REGIONS), "data").iterdir()
+    file = min(Path(store.table_uri(REGIONS), "data").iterdir())
     file.write_bytes(file.read_bytes()[:3000])
     report = verify(store)
     assert any(f"regions can be read: data/{file.name}" in line for line in report.problems)

@@ -44,7 +44,7 @@ def truth_of(store: Path) -> Path:
 @pytest.fixture(scope="module")
 def tap(store: Path) -> Tap:
     tap = small_tap()
-    tap.set_concepts(ConceptSpace.of_store(open_measured(str(store))).table())
+    tap.set_concepts(ConceptSpace.of_store(open_measured(str(store))).table)
     return tap
 
 
