@@ -88,8 +88,8 @@ MUTANTS = (
         "P9",
         "a shard named by two paths is indexed twice",
         "pipeline/sources/sa1b.py",
-        "found.setdefault((base_name(shard.uri), shard.size), shard)",
-        "found.setdefault((shard.uri, shard.size), shard)",
+        "found.setdefault(place_of(shard.uri), shard)",
+        "found.setdefault(shard.uri, shard)",
         ("tests/pipeline/sources/test_sa1b.py",),
     ),
     Mutant(
