@@ -41,8 +41,8 @@ class BadLine:
     problem: str
 
 
-def check_file(uri: str) -> None:
-    """Read a file to its end.
+def check_file(uri: str) -> int:
+    """Read a file to its end; how many rows it has, bad lines included.
 
     Raises:
         SourceError: it is none of the known forms, or damaged; names the file and says what it is.
@@ -54,6 +54,7 @@ def check_file(uri: str) -> None:
             good, bad = good + (not isinstance(row, BadLine)), bad + isinstance(row, BadLine)
         if bad and not good:
             raise SourceError(f"{uri}: none of its {bad:,} lines is a json object")
+        return good + bad
     except (ValueError, EOFError, OSError, pa.ArrowException) as error:
         problem = " ".join(str(error).split())[:200] or type(error).__name__
         raise SourceError(

@@ -7,7 +7,7 @@ appears in one commit when its last row is there. The same files give the same r
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -79,11 +79,10 @@ def import_conversations(
             "--out"
         )
     summary, rejects = ImportSummary(), _Rejects()
-    readable = []
+    readable: dict[str, int] = {}
     for uri in files:
         try:
-            check_file(uri)
-            readable.append(uri)
+            readable[uri] = check_file(uri)
         except SourceError as error:
             summary.unreadable.append(str(error))
             rejects.add(_name(uri), None, None, FILE_UNREADABLE, str(error))
@@ -114,7 +113,7 @@ class _Rejects:
 
 
 def _samples(
-    files: Sequence[str],
+    files: Mapping[str, int],
     images: Images | None,
     summary: ImportSummary,
     rejects: _Rejects,
@@ -122,10 +121,10 @@ def _samples(
 ) -> Iterator[pa.RecordBatch]:
     seen: dict[bytes, str] = {}
     kept: list[dict[str, object]] = []
-    for uri in files:
+    for uri, rows in files.items():
         name, done = _name(uri), 0
         say(f"reading {uri}")
-        progress = Progress(total=0, unit="rows")
+        progress = Progress(rows, unit="rows")
         for number, row in enumerate(read_file(uri)):
             done += 1
             progress.update(done)

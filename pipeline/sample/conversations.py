@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from tap_engine.pipeline.sample.drawings import concept_groups, drawings, plain_name
-from tap_engine.pipeline.sample.files import SceneName, draw_scene
+from tap_engine.pipeline.sample.files import SceneName, scene_jpeg
 from tap_engine.pipeline.sample.scene import Scene, SceneRegion
 from tap_engine.schemas.conversations import IMAGE_MARKER
 from tap_engine.schemas.replacing import replacing
@@ -128,10 +128,10 @@ def write_conversations(
             name = SceneName(seed, part, index)
             picture = f"sa_{name.number}.jpg"
             path = out / "images" / picture
+            scene = name.render(size)
             if not path.exists():
                 with replacing(path) as partial:
-                    partial.write_bytes(draw_scene(name, size).jpeg)
-            scene = name.render(size)
+                    partial.write_bytes(scene_jpeg(scene))
             asked = ask(scene, name.generator(_PURPOSE))
             told = [(CAPTION_REQUEST, describe_scene(scene))]
             captions.append(_row(str(name.number), picture, told))

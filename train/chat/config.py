@@ -141,8 +141,8 @@ _SAMPLE = ChatConfig(
     lora_rank=8,
     tail_blocks=0,
     max_tokens=1024,
-    # The spread of SmolLM2's word vectors: visual tokens start among words.
-    projector=ProjectorConfig(output_scale=0.12),
+    # The standard deviation of SmolLM2's word vectors (.1356): visual tokens start among words.
+    projector=ProjectorConfig(output_scale=0.1356),
 )
 
 
