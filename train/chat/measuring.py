@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -70,7 +71,7 @@ def measure_chat(
         total, tokens = 0.0, 0
         for start in range(0, len(rows), at_once):
             numbers = rows[start : start + at_once]
-            sequences = stream.sequences(torch.tensor(list(numbers)).numpy())
+            sequences = stream.sequences(np.array(numbers, np.int64))
             if shown == OTHER:
                 # The images of conversations half a table away, so that no scene is its own.
                 far = [(n + max(len(rows) // 2, 1)) % len(rows) for n in numbers]
@@ -119,8 +120,8 @@ def _images_like(stream: ChatStream, own: ChatSequences, rows: list[int]) -> Any
     """As many images as the sequences have, of other rows."""
     if own.images is None:
         return None
-    others = [stream.sequences(torch.tensor([row]).numpy()).images for row in rows]
-    pool = [image for image in others if image is not None]
+    others = stream.images(np.array(rows, np.int64))
+    pool = [] if others is None else list(others.split(1))
     wanted = len(own.images)
     pool += [own.images[n : n + 1] for n in range(len(pool), wanted)]
     return torch.cat(pool)[:wanted]

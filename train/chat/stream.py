@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from tap_engine.model.chat.batch import ChatBatch, collate
-from tap_engine.model.chat.tokens import ChatTokens, TokenRow
+from tap_engine.model.chat.tokens import IGNORE, ChatTokens, TokenRow
 from tap_engine.model.image_input import Rgb, fit_image, open_image, to_rgb
 from tap_engine.schemas.conversations import CONVERSATIONS, Conversation, conversation_of
 from tap_engine.schemas.errors import ConfigError, SourceError
@@ -87,11 +87,11 @@ class ChatStream:
         self.rows = int(self._starts[-1])
         if not self.rows:
             raise ConfigError(f"no conversations in {', '.join(config.stores)}")
-        lengths = [table.to_table(columns=["characters", "image"]) for table in self._tables]
+        lengths = [table.to_table(columns=["characters"]) for table in self._tables]
         self.lengths = np.concatenate([part["characters"].to_numpy() for part in lengths])
-        self._with_image = any(part["image"].null_count < len(part) for part in lengths)
         self._pictures: list[_Pictures] = []
-        if self._with_image and not config.blind:
+        shown = not config.blind and any(t.count_rows("image IS NOT NULL") for t in self._tables)
+        if shown:
             if len(config.images) != len(config.stores):
                 raise ConfigError(
                     f"{len(config.stores)} stores with images need as many places of images, got "
@@ -112,27 +112,36 @@ class ChatStream:
         return rows[place : place + batch]
 
     def sequences(self, rows: npt.NDArray[np.int64]) -> ChatSequences:
-        """Tokens and images of some rows."""
+        """Tokens and images of some rows; a row whose image cannot be read has nothing to learn."""
         found, pictures, cut, problems = [], [], 0, []
-        for row in rows:
-            conversation, record, table = self._conversation(int(row))
+        for conversation, record, table in self._records(rows):
             picture: Rgb | None = None
-            if conversation.image is not None and not self.config.blind:
+            if self.config.blind:
+                conversation = replace(conversation, image=None)
+            elif conversation.image is not None:
                 try:
                     picture = self._pictures[table].read(record)
                 except SourceError as error:
                     problems.append(str(error))
-            if picture is None:
-                conversation = replace(conversation, image=None)
+                    found.append(self._nothing())
+                    continue
             encoded, lost = self.tokens.encode_conversation(
                 conversation, self.config.template, self._visual, self._max
             )
             cut += lost
-            found.append(encoded or TokenRow([self.tokens.eos_id], [-100], [False]))
+            found.append(encoded or self._nothing())
             if picture is not None and encoded is not None:
-                pictures.append(fit_image(picture, self._size, self._fill).canvas)
-        images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) if pictures else None
-        return ChatSequences(collate(found), images, cut, problems)
+                pictures.append(picture)
+        return ChatSequences(collate(found), self._fitted(pictures), cut, problems)
+
+    def images(self, rows: npt.NDArray[np.int64]) -> torch.Tensor | None:
+        """The images of those rows that have one, [M, 3, S, S] uint8; None without any.
+
+        Raises:
+            SourceError: one cannot be read.
+        """
+        found = (one for one in self._records(rows) if one[0].image is not None)
+        return self._fitted([self._pictures[table].read(record) for _, record, table in found])
 
     def batches(
         self, *, step: int, steps: int, batch: int, rank: int, world: int, at_once: int
@@ -147,13 +156,31 @@ class ChatStream:
 
     def kind_of(self, row: int) -> str:
         """The type of question that a conversation's id ends with; "answer" where it names none."""
-        label = self._conversation(row)[1]["id"] or ""
+        ((_, record, _),) = self._records(np.array([row]))
+        label = record["id"] or ""
         return label.rsplit("/", 1)[-1] if label.count("/") >= 2 else "answer"
 
-    def _conversation(self, row: int) -> tuple[Conversation, Mapping[str, Any], int]:
-        table = int(np.searchsorted(self._starts, row, side="right")) - 1
-        (record,) = self._tables[table].take([row - int(self._starts[table])]).to_pylist()
-        return conversation_of(record), record, table
+    def _records(
+        self, rows: npt.NDArray[np.int64]
+    ) -> list[tuple[Conversation, Mapping[str, Any], int]]:
+        """Conversations with their records and the numbers of their stores, in the rows' order."""
+        tables = np.searchsorted(self._starts, rows, side="right") - 1
+        found: dict[int, tuple[Conversation, Mapping[str, Any], int]] = {}
+        for number in np.unique(tables):
+            mine = rows[tables == number]
+            taken = self._tables[number].take((mine - self._starts[number]).tolist()).to_pylist()
+            for row, record in zip(mine, taken, strict=True):
+                found[int(row)] = (conversation_of(record), record, int(number))
+        return [found[int(row)] for row in rows]
+
+    def _nothing(self) -> TokenRow:
+        return TokenRow([self.tokens.eos_id], [IGNORE], [False])
+
+    def _fitted(self, pictures: list[Rgb]) -> torch.Tensor | None:
+        if not pictures:
+            return None
+        canvases = [fit_image(picture, self._size, self._fill).canvas for picture in pictures]
+        return torch.from_numpy(np.stack(canvases)).permute(0, 3, 1, 2)
 
 
 class _Pictures:

@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 import torch.nn.functional as F
 from typer.testing import CliRunner
 
@@ -50,9 +50,9 @@ def test_an_exact_answer_is_what_greedy_generation_gives(trained) -> None:
     found = measure_chat(trained.model, trained.stream)
     right = total = tokens = 0.0
     for row in range(trained.stream.rows):
-        conversation, _, _ = trained.stream._conversation(row)
+        ((conversation, _, _),) = trained.stream._records(np.array([row]))
         rendered = render(conversation, "chatml", to_answer=True)
-        sequences = trained.stream.sequences(torch.tensor([row]).numpy())
+        sequences = trained.stream.sequences(np.array([row]))
         seen = sequences.images
         features = None if seen is None else trained.model.encode_images(seen)
         batch = collate([trained.tokens.encode(rendered, trained.model.visual_tokens)])

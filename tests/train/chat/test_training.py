@@ -132,6 +132,18 @@ def test_two_stages_through_the_command(config, conversations, tiny_lm, tmp_path
     assert isinstance(chat.ask(None, "What is 3?", max_new_tokens=3).text, str)
 
 
+def test_an_image_that_cannot_be_read_teaches_nothing(config, conversations, tmp_path) -> None:
+    shutil.copytree(conversations / "images", tmp_path / "images")
+    (tmp_path / "images" / "1.png").write_bytes(b"no picture")
+    broken = replace(config, data=replace(config.data, images=(str(tmp_path / "images"),)))
+    stream = open_chat_run(broken, tmp_path / "run").stream
+    found = stream.sequences(np.array([2, 1, 3]))
+    assert len(found.problems) == 1 and "1.png" in found.problems[0]
+    assert found.images is not None and len(found.images) == 2
+    assert (found.batch.targets[1] == -100).all()
+    assert all((found.batch.targets[row] >= 0).any() for row in (0, 2))
+
+
 def test_blind_runs_see_no_image(config, tmp_path) -> None:
     blind = replace(config, data=replace(config.data, blind=True, images=()))
     run = open_chat_run(blind, tmp_path / "blind")
