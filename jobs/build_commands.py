@@ -24,7 +24,12 @@ from tap_engine.jobs.options import (
     VocabularyOption,
     build_config,
 )
-from tap_engine.jobs.output import FAILED, REJECTS_ABOVE_LIMIT, command_errors
+from tap_engine.jobs.output import (
+    FAILED,
+    REJECTS_ABOVE_LIMIT,
+    command_errors,
+)
+from tap_engine.jobs.recipe_lists import print_recipes, print_settings
 from tap_engine.jobs.source_commands import (
     PHOTOS_HELP,
     SOURCE_HELP,
@@ -118,14 +123,11 @@ def recipes(
     """List the recipes of builds, or every setting of one, in the form that --set takes."""
     with command_errors():
         from tap_engine.pipeline.recipes import RECIPES, recipe
-        from tap_engine.schemas.settings import field_names, shown, with_overrides
 
-        if not name:
-            for key, function in RECIPES.items():
-                typer.echo(f"{key:16} {(function.__doc__ or '').splitlines()[0]}")
-            return
-        for setting, value in field_names(with_overrides(recipe(name), set_ or [])):
-            typer.echo(f"{setting}={shown(value)}")
+        if name:
+            print_settings(recipe(name), set_)
+        else:
+            print_recipes(RECIPES)
 
 
 def finish(summary: "BuildSummary", out: str, max_reject_share: float) -> None:

@@ -10,6 +10,12 @@ import typer
 
 from tap_engine.jobs.options import BUILD, SAMPLE_WORLD, StorageOption
 from tap_engine.jobs.output import EVALUATE, FAILED, TRAIN, command_errors, parse_pairs
+from tap_engine.jobs.train_options import (
+    DryRunOption,
+    ResumeOption,
+    SetOption,
+    training_session,
+)
 
 
 def register_data(app: typer.Typer) -> None:
@@ -207,20 +213,9 @@ def train(
             help="The folder or store of images, one per --conversations, in their order."
         ),
     ] = None,
-    resume: Annotated[
-        str,
-        typer.Option(
-            help="'auto' continues from the newest checkpoint, 'never' refuses to; or a "
-            "checkpoint folder."
-        ),
-    ] = "auto",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="Change a setting: train.steps=100."),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the resolved settings and stop.")
-    ] = False,
+    resume: ResumeOption = "auto",
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Train a chat model, or go on training; the same under torchrun, in many processes.
 
@@ -240,18 +235,11 @@ def train(
             typer.echo(json.dumps(config.to_dict(), indent=1))
             return
 
-        from tap_engine.train import distributed
         from tap_engine.train.chat.training import open_chat_run, train_chat
-        from tap_engine.train.loop import Interrupted
 
-        try:
+        with training_session():
             opened = open_chat_run(config, out, resume)
             train_chat(opened)
-        except Interrupted as stopped:
-            typer.echo(f"{stopped}; the same command goes on")
-            sys.exit(128 + stopped.signal)
-        finally:
-            distributed.stop()
         opened.log.say(f"done: {opened.step:,} steps; the newest checkpoint is in {out}")
 
 

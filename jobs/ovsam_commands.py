@@ -1,17 +1,18 @@
 """Commands that train Open-Vocabulary SAM: dump, classes, run."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from tap_engine.jobs.output import TRAIN, command_errors
-
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Change a setting: train.steps=100."),
-]
+from tap_engine.jobs.recipe_lists import print_recipes, print_settings
+from tap_engine.jobs.train_options import (
+    DryRunOption,
+    ResumeOption,
+    SetOption,
+    training_session,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -28,11 +29,9 @@ def run(
     store: Annotated[
         list[str] | None, typer.Option(help="Store to train on; several are joined.")
     ] = None,
-    resume: Annotated[
-        str, typer.Option(help="auto: go on if there is a checkpoint; never; or a checkpoint.")
-    ] = "auto",
-    set_: Set = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the resolved settings and stop.")] = False,
+    resume: ResumeOption = "auto",
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Train Open-Vocabulary SAM, or go on training; the same under torchrun."""
     with command_errors():
@@ -50,36 +49,27 @@ def run(
             typer.echo(json.dumps(config.to_dict(), indent=1))
             return
 
-        from tap_engine.train import distributed
-        from tap_engine.train.loop import Interrupted, train
+        from tap_engine.train.loop import train
         from tap_engine.train.ovsam.run import open_ovsam_run
 
-        try:
+        with training_session():
             opened = open_ovsam_run(config, out, resume)
             train(opened)
-        except Interrupted as stopped:
-            typer.echo(f"{stopped}; the same command goes on")
-            sys.exit(128 + stopped.signal)
-        finally:
-            distributed.stop()
         opened.log.say(f"done: {opened.step:,} steps in {out}")
 
 
 def recipes(
     name: Annotated[str, typer.Argument(help="Show all settings of this recipe.")] = "",
-    set_: Set = None,
+    set_: SetOption = None,
 ) -> None:
     """List the recipes, or all settings of one in the form that --set takes."""
     with command_errors():
-        from tap_engine.schemas.settings import field_names, shown, with_overrides
         from tap_engine.train.ovsam.recipes import OVSAM_RECIPES, ovsam_recipe
 
-        if not name:
-            for key, function in OVSAM_RECIPES.items():
-                typer.echo(f"{key:24} {(function.__doc__ or '').splitlines()[0]}")
-            return
-        for setting, value in field_names(with_overrides(ovsam_recipe(name), set_ or [])):
-            typer.echo(f"{setting}={shown(value)}")
+        if name:
+            print_settings(ovsam_recipe(name), set_)
+        else:
+            print_recipes(OVSAM_RECIPES)
 
 
 def dump(

@@ -15,16 +15,17 @@ from tap_engine.jobs.output import (
     new_file,
     new_picture,
 )
+from tap_engine.jobs.recipe_lists import print_recipes, print_settings
+from tap_engine.jobs.train_options import (
+    DryRunOption,
+    ResumeOption,
+    SetOption,
+    training_session,
+)
 
 if TYPE_CHECKING:
     from tap_engine.train.config import TrainConfig
 
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="NAME=VALUE", help="Change a setting, such as train.steps=100; repeatable."
-    ),
-]
 TruthOption = Annotated[
     str, typer.Option(help="The truth table of a sample-world store: a file or folder.")
 ]
@@ -55,15 +56,9 @@ def run(
         str, typer.Option(help="A store to measure on while training; it is not trained on.")
     ] = "",
     truth: TruthOption = "",
-    resume: Annotated[
-        str,
-        typer.Option(
-            help="'auto' continues from the newest checkpoint, 'never' refuses to; or a "
-            "checkpoint folder."
-        ),
-    ] = "auto",
-    set_: Set = None,
-    dry_run: Annotated[bool, typer.Option(help="Print the resolved settings and stop.")] = False,
+    resume: ResumeOption = "auto",
+    set_: SetOption = None,
+    dry_run: DryRunOption = False,
 ) -> None:
     """Train a model, or continue the run in --out; under torchrun in many processes."""
     with command_errors():
@@ -89,42 +84,32 @@ def run(
             return
 
         from tap_engine.train import distributed
-        from tap_engine.train.loop import Interrupted
         from tap_engine.train.phases import plan_phases, train_phases
 
-        try:
+        with training_session():
             planned = plan_phases(configs, out, captions, typer.echo)
             steps = train_phases(planned, resume, typer.echo)
-        except Interrupted as stopped:
-            if distributed.is_main():
-                typer.echo(f"{stopped}; the same command goes on")
-            sys.exit(128 + stopped.signal)
-        finally:
             is_main = distributed.is_main()
-            distributed.stop()
         if is_main:
             typer.echo(f"done: {steps:,} steps; next: tap-train measure {out} --store STORE")
 
 
 def recipes(
     name: Annotated[str, typer.Argument(help="Show all settings of this recipe.")] = "",
-    set_: Set = None,
+    set_: SetOption = None,
 ) -> None:
     """List the recipes, or all settings of one in the form that --set takes."""
     with command_errors():
-        from tap_engine.schemas.settings import field_names, shown, with_overrides
         from tap_engine.train.recipes import RECIPES, phases
 
         if not name:
-            for key, function in RECIPES.items():
-                typer.echo(f"{key:16} {(function.__doc__ or '').splitlines()[0]}")
+            print_recipes(RECIPES)
             return
         found = phases(name)
         for number, (phase, config) in enumerate(found, 1):
             if len(found) > 1:
                 typer.echo(f"# phase {number}: {phase}")
-            for setting, value in field_names(with_overrides(config, set_ or [])):
-                typer.echo(f"{setting}={shown(value)}")
+            print_settings(config, set_)
 
 
 def measure(
@@ -192,7 +177,7 @@ def gate(
     store: Annotated[list[str], typer.Option(help="A store of the sample world to train on.")],
     held_out: Annotated[str, typer.Option(help="A store of the sample world to measure on.")] = "",
     truth: TruthOption = "",
-    set_: Set = None,
+    set_: SetOption = None,
 ) -> None:
     """Check that training learns: train for minutes and compare the figures with their bars.
 

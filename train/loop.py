@@ -17,11 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 from tap_engine.model.schedule import cosine_rate, stepped_rate
 from tap_engine.schemas.errors import TapError
 from tap_engine.train import distributed
-from tap_engine.train.config import TrainConfig
+from tap_engine.train.config import LoopConfig
 from tap_engine.train.data.examples import Batch
 from tap_engine.train.data.loading import loader_errors
 from tap_engine.train.data.noise import seed_of
-from tap_engine.train.optim import set_rate
+from tap_engine.train.optim import OptimConfig, set_rate
 from tap_engine.train.run import Run
 from tap_engine.train.run_log import RunLog
 from tap_engine.train.terms import Figures
@@ -84,7 +84,7 @@ def train(run: Run) -> None:
                     "same command goes on from the last checkpoint"
                 )
 
-            rate = rate_at(run.step, config)
+            rate = rate_at(run.step, config.optim, config.train)
             set_rate(run.optimizer, rate)
             loss = torch.zeros((), device=device)
             for turn, batch in enumerate(step_batches):
@@ -129,15 +129,14 @@ def train(run: Run) -> None:
     log.close()
 
 
-def rate_at(step: int, config: TrainConfig) -> float:
+def rate_at(step: int, optim: OptimConfig, length: LoopConfig) -> float:
     """Learning rate of the update with this 0-based index."""
-    optim = config.optim
-    peak = optim.peak_rate(config.train.batch)
+    peak = optim.peak_rate(length.batch)
     if optim.milestones:
         return stepped_rate(
             step,
             peak=peak,
-            steps=config.train.steps,
+            steps=length.steps,
             milestones=optim.milestones,
             warmup_steps=optim.warmup_steps,
             warmup_from=optim.warmup_from,
@@ -146,7 +145,7 @@ def rate_at(step: int, config: TrainConfig) -> float:
         step,
         peak=peak,
         last=peak * optim.final_share,
-        steps=config.train.steps,
+        steps=length.steps,
         warmup_steps=optim.warmup_steps,
         warmup_from=optim.warmup_from,
     )

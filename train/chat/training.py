@@ -21,7 +21,6 @@ from tap_engine.model.chat.checkpoint import load_chat, save_chat
 from tap_engine.model.chat.language_model import load_language_model
 from tap_engine.model.chat.tokens import ChatTokens
 from tap_engine.model.predictor import Tap
-from tap_engine.model.schedule import cosine_rate
 from tap_engine.schemas.errors import CheckpointError, ConfigError
 from tap_engine.train import distributed
 from tap_engine.train.chat.config import ChatRunConfig
@@ -38,7 +37,8 @@ from tap_engine.train.checkpoint import (
 from tap_engine.train.config import differences
 from tap_engine.train.data.noise import seed_of
 from tap_engine.train.distributed import Process
-from tap_engine.train.loop import Interrupted, StopRequest, TrainingError, synchronised
+from tap_engine.train.folder_lock import FolderLock
+from tap_engine.train.loop import Interrupted, StopRequest, TrainingError, rate_at, synchronised
 from tap_engine.train.optim import make_optimizer, set_rate
 from tap_engine.train.run_log import RunLog
 
@@ -76,6 +76,7 @@ class ChatRun:
     wrapped: nn.Module
     optimizer: torch.optim.Optimizer
     log: RunLog
+    lock: FolderLock | None
     step: int = 0
 
     def save(self) -> None:
@@ -110,6 +111,8 @@ def open_chat_run(config: ChatRunConfig, folder: Path, resume: str = "auto") -> 
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     process = distributed.start(config.train.device)
+    lock = FolderLock(folder) if process.is_main else None
+    distributed.from_main(lock.take if lock else bool)
     torch.manual_seed(config.train.seed)
     # Half precision is the language model's own; what trains stays in float32.
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.train.precision)
@@ -165,6 +168,7 @@ def open_chat_run(config: ChatRunConfig, folder: Path, resume: str = "auto") -> 
         wrapped=distributed.wrap(objective, process),
         optimizer=optimizer,
         log=log,
+        lock=lock,
         step=step,
     )
 
@@ -199,7 +203,7 @@ def train_chat(run: ChatRun) -> None:
             mine = float(sum((one.batch.targets[:, 1:] >= 0).sum() for one in passes))
             totals = distributed.add_up({"tokens": torch.tensor(mine)})
             tokens = max(totals["tokens"].item(), 1.0)
-            rate = rate_at(run.step, config)
+            rate = rate_at(run.step, config.optim, config.train)
             set_rate(run.optimizer, rate)
             loss, right = torch.zeros(()), torch.zeros(())
             for turn, one in enumerate(passes):
@@ -233,18 +237,6 @@ def train_chat(run: ChatRun) -> None:
                 run.save()
     run.model.eval()
     run.log.close()
-
-
-def rate_at(step: int, config: ChatRunConfig) -> float:
-    """Learning rate of the update with this 0-based index."""
-    peak = config.optim.peak_rate(config.train.batch)
-    return cosine_rate(
-        step,
-        peak=peak,
-        last=peak * config.optim.final_share,
-        steps=config.train.steps,
-        warmup_steps=config.optim.warmup_steps,
-    )
 
 
 def _due(run: ChatRun, every: int) -> bool:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,8 @@ from tap_engine.model.chat.tap_chat import TapChat
 from tap_engine.model.tensor_file import open_tensors
 from tap_engine.schemas.errors import CheckpointError, ConfigError
 from tap_engine.train.chat.config import ChatRunConfig, chat_recipe
-from tap_engine.train.chat.training import ChatObjective, open_chat_run, rate_at, train_chat
+from tap_engine.train.chat.training import ChatObjective, open_chat_run, train_chat
+from tap_engine.train.loop import rate_at
 
 
 def tensors_of(folder: Path, step: int) -> dict[str, torch.Tensor]:
@@ -144,6 +147,19 @@ def test_an_image_that_cannot_be_read_teaches_nothing(config, conversations, tmp
     assert all((found.batch.targets[row] >= 0).any() for row in (0, 2))
 
 
+def test_two_runs_in_one_folder_are_refused(config, tmp_path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from tap_engine.train.folder_lock import FolderLock"
+    )
+    code += "; FolderLock(Path(sys.argv[1])).take(); print('held', flush=True); input()"
+    command = [sys.executable, "-c", code, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match=f"in use by process {other.pid}"):
+            open_chat_run(config, tmp_path / "run")
+        other.kill()
+
+
 def test_blind_runs_see_no_image(config, tmp_path) -> None:
     blind = replace(config, data=replace(config.data, blind=True, images=()))
     run = open_chat_run(blind, tmp_path / "blind")
@@ -168,6 +184,6 @@ def test_the_paper_s_schedule() -> None:
     assert abs(two.train.steps * 128 - 695_000) < 128
     for run, rate in ((one, 1e-3), (two, 2e-4)):
         assert (run.optim.betas, run.optim.weight_decay) == ((0.9, 0.95), 0.0)
-        assert rate_at(run.optim.warmup_steps, run) == pytest.approx(rate)
-        assert rate_at(run.train.steps, run) == pytest.approx(0, abs=1e-9)
+        assert rate_at(run.optim.warmup_steps, run.optim, run.train) == pytest.approx(rate)
+        assert rate_at(run.train.steps, run.optim, run.train) == pytest.approx(0, abs=1e-9)
         assert run.chat.lora_rank == 128 and run.chat.tail_blocks == 4

@@ -185,10 +185,12 @@ def test_the_published_recipes_have_the_specifications_numbers() -> None:
 
     first, second = ovsam_recipe("ovsam_s2c"), ovsam_recipe("ovsam_c2s_coco")
     assert (first.optim.clip_norm, second.optim.clip_norm) == (5.0, 0.01)
-    assert rate_at(500, first) == pytest.approx(1e-4)
-    assert rate_at(0, first) == pytest.approx(1e-4 * (1 / 500 + (499 / 500) * 1e-3))
-    assert rate_at(first.train.steps, first) == pytest.approx(1e-6)
-    assert rate_at(second.train.steps - 1, second) == pytest.approx(1e-6)
+    assert rate_at(500, first.optim, first.train) == pytest.approx(1e-4)
+    assert rate_at(0, first.optim, first.train) == pytest.approx(
+        1e-4 * (1 / 500 + (499 / 500) * 1e-3)
+    )
+    assert rate_at(first.train.steps, first.optim, first.train) == pytest.approx(1e-6)
+    assert rate_at(second.train.steps - 1, second.optim, second.train) == pytest.approx(1e-6)
     assert (second.prompts.per_image, second.prompts.boxes) == (40, 21)
     weights = second.loss
     assert (weights.classes, weights.mask, weights.dice) == (2.0, 5.0, 5.0)
