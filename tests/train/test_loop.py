@@ -19,6 +19,7 @@ from tap_engine.train.data.stream import Stream
 from tap_engine.train.loop import Interrupted, TrainingError, train
 from tap_engine.train.opening import open_run
 from tap_engine.train.run_log import LogConfig, RunLog
+from tests.train.held_folder import held
 from tests.train.small_run import arguments, command, small_config
 from tests.train.small_store import make_store
 
@@ -282,21 +283,8 @@ def test_a_step_that_lacks_a_batch_is_not_counted(store, tmp_path):
 def test_a_folder_has_one_run(store, tmp_path):
     """Another process holds it; kill -9 leaves nothing behind."""
     folder = tmp_path / "run"
-    hold = (
-        "import pathlib, sys, time; from tap_engine.train.folder_lock import FolderLock;"
-        "lock = FolderLock(pathlib.Path(sys.argv[1])); lock.take(); print('held', flush=True);"
-        "time.sleep(600)"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", hold, str(folder)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout.readline() == "held\n"
-        with pytest.raises(ConfigError, match=f"in use by process {process.pid} on"):
-            open_run(small_config(store), folder)
-    finally:
-        process.kill()
-        process.wait()
+    with held(folder) as pid, pytest.raises(ConfigError, match=f"in use by process {pid} on"):
+        open_run(small_config(store), folder)
     trained(small_config(store), folder)
 
 

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from tap_engine.schemas.errors import CheckpointError, ConfigError
 from tap_engine.train.chat.config import ChatRunConfig, chat_recipe
 from tap_engine.train.chat.training import ChatObjective, open_chat_run, train_chat
 from tap_engine.train.loop import rate_at
+from tests.train.held_folder import held
 
 
 def tensors_of(folder: Path, step: int) -> dict[str, torch.Tensor]:
@@ -148,16 +147,9 @@ def test_an_image_that_cannot_be_read_teaches_nothing(config, conversations, tmp
 
 
 def test_two_runs_in_one_folder_are_refused(config, tmp_path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from tap_engine.train.folder_lock import FolderLock"
-    )
-    code += "; FolderLock(Path(sys.argv[1])).take(); print('held', flush=True); input()"
-    command = [sys.executable, "-c", code, str(tmp_path / "run")]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
-        assert other.stdout is not None and other.stdout.readline() == b"held\n"
-        with pytest.raises(ConfigError, match=f"in use by process {other.pid}"):
-            open_chat_run(config, tmp_path / "run")
-        other.kill()
+    folder = tmp_path / "run"
+    with held(folder) as pid, pytest.raises(ConfigError, match=f"in use by process {pid} on"):
+        open_chat_run(config, folder)
 
 
 def test_blind_runs_see_no_image(config, tmp_path) -> None:
